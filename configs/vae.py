@@ -1,0 +1,49 @@
+"""A variational autoencoder of handwritten digits (Kingma and Welling 2014).
+
+    python launch.py --config=configs/vae.py             scikit-learn's digits, which need no download
+    python launch.py --config=configs/vae.py:mnist       dynamically binarised MNIST, 200-200-50 as in Burda et al. 2016
+    python launch.py --config=configs/vae.py:cifar10     CIFAR-10 under a discretised logistic
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "digits") -> ConfigDict:
+    c = ConfigDict()
+    c.pipeline = "generative"
+    c.data = dict(name=variant)
+    c.seed = 0
+    c.seeds = 1
+    c.techniques = ()
+    c.evals = dict(test=("importance_weighted",))
+
+    if variant == "digits":
+        c.model = dict(name="vae", latent=8, hidden=(128, 128), activation="tanh")
+        c.optimizer = dict(name="adam", learning_rate=3e-3, schedule="cosine")
+        c.batch_size = 64
+        c.train_for = "150 epochs"
+        c.ema = 0.99
+        c.log_every, c.eval_every, c.checkpoint_every = "100 steps", "5 epochs", "25%"
+        c.importance_weighted = dict(samples=1000)
+    elif variant == "mnist":
+        c.model = dict(name="vae", latent=50, hidden=(200, 200), activation="tanh")
+        c.optimizer = dict(name="adam", learning_rate=2e-3, schedule="cosine")
+        c.batch_size = 128
+        c.train_for = "300 epochs"
+        c.ema = 0.999
+        c.log_every, c.eval_every, c.checkpoint_every = "400 steps", "10 epochs", "5%"
+        c.eval_batch_size = 500
+        c.importance_weighted = dict(samples=5000)
+    elif variant == "cifar10":
+        c.model = dict(name="vae", latent=128, hidden=(1024, 512), activation="silu")
+        c.likelihood = "logistic"
+        c.optimizer = dict(name="adam", learning_rate=1e-3, schedule="cosine", clip=200.0)
+        c.batch_size = 128
+        c.train_for = "20 epochs"
+        c.ema = 0.999
+        c.log_every, c.eval_every, c.checkpoint_every = "100 steps", "2 epochs", "10%"
+        c.eval_batch_size = 250
+        c.importance_weighted = dict(samples=50)
+    else:
+        raise ValueError(f"configs/vae.py:{variant}: no such variant (one of: cifar10, digits, mnist)")
+    return c

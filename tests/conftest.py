@@ -1,0 +1,36 @@
+"""Strictness for every test: two CPU devices, dtypes that promote only where allowed, ranks that never do."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2").strip()
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def tfds_dir() -> Path | None:
+    """Where prepared TFDS sets are: TFDS_DATA_DIR, or shared/data/tfds beside the checkout; None when there are none."""
+    for place in (os.environ.get("TFDS_DATA_DIR"), ROOT.parent / "shared" / "data" / "tfds"):
+        if place and (Path(place) / "mnist").is_dir():
+            return Path(place).resolve()
+    return None
+
+
+needs_mnist = pytest.mark.skipif(tfds_dir() is None, reason="MNIST is not here: set TFDS_DATA_DIR")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests leave the user's cache alone."""
+    base = tmp_path_factory.getbasetemp() / "cache"
+    base.mkdir(exist_ok=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(base))

@@ -1,0 +1,87 @@
+"""The rivals that are printed beside a result: methods without a neural network, on the same split. Floor 4."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+LARGE = 20_000  # rows: above, logistic regression is fitted on a part of the training set, and its name says so
+
+
+def classification(
+    train: dict[str, np.ndarray], test: dict[str, np.ndarray], scale: float
+) -> dict[str, dict[str, float]]:
+    """Accuracy on test of the majority class, the nearest of 3 neighbours, and logistic regression on the pixels.
+
+    Args:
+      train, test: "x" u8[N, ...], "y" i32[N].
+      scale: x / scale is in [0, 1].
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.neighbors import KNeighborsClassifier
+
+    x, y = _flat(train["x"]) / np.float32(scale), train["y"]
+    x_test, y_test = _flat(test["x"]) / np.float32(scale), test["y"]
+    few = np.random.default_rng(0).permutation(len(x))[:LARGE]
+    note = f" (on {LARGE:,} rows)" if len(x) > LARGE else ""
+    majority = np.bincount(y).argmax()
+    neighbours = KNeighborsClassifier(3).fit(x[few], y[few])
+    logistic = LogisticRegression(max_iter=200, tol=1e-3).fit(x[few], y[few])
+    return {
+        "majority class": {"accuracy": float(np.mean(y_test == majority))},
+        f"3 nearest neighbours{note}": {"accuracy": float(neighbours.score(x_test, y_test))},
+        f"logistic regression{note}": {"accuracy": float(logistic.score(x_test, y_test))},
+    }
+
+
+def binary_images(
+    train: NDArray[np.floating], test: NDArray[np.floating], *, components: int = 50, rounds: int = 30
+) -> dict[str, dict[str, float]]:
+    """-log p in nats per binarised test image under independent pixels and under a mixture of Bernoullis (EM).
+
+    Both sets are binarised once, at random, from grey values in [0, 1]. The likelihoods are exact, so they compare with a
+    VAE's "nll" (an estimate from above) and "negative_elbo" (an upper bound); "loss" repeats it under the common name.
+
+    Args:
+      train, test: f[N, ...] in [0, 1].
+      components, rounds: of the mixture and of its EM; the seed is fixed.
+    """
+    rng = np.random.default_rng(0)
+    x, x_test = (
+        (rng.random(a.shape, np.float32) < a).astype(np.float32).reshape(len(a), -1) for a in (train, test)
+    )
+    out = {"independent pixels": (np.ones(1), _smooth(x.sum(0)[None], np.array([float(len(x))])))}
+    resp = np.zeros((len(x), components))
+    resp[np.arange(len(x)), rng.integers(0, components, len(x))] = 1
+    for _ in range(rounds):
+        weight = resp.sum(0)
+        probability = _smooth(resp.T @ x, weight)
+        resp = _log_joint(x, weight / len(x), probability)
+        resp = np.exp(resp - resp.max(1, keepdims=True))
+        resp /= resp.sum(1, keepdims=True)
+    out[f"mixture of {components} Bernoullis"] = (resp.sum(0) / len(x), _smooth(resp.T @ x, resp.sum(0)))
+    return {
+        name: {"nll": nll, "negative_elbo": nll, "loss": nll}
+        for name, (weight, probability) in out.items()
+        for nll in [float(-_logsumexp(_log_joint(x_test, weight, probability)).mean())]
+    }
+
+
+def _smooth(ones: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """f64[K, D] probabilities of ink, by Laplace's rule of half a count, so that none is 0 or 1."""
+    return (ones + 0.5) / (total[:, None] + 1.0)
+
+
+def _log_joint(x: np.ndarray, weight: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """f[N, K]: log weight_k + log p(x_n | k)."""
+    with np.errstate(divide="ignore"):
+        prior = np.log(weight)
+    odds, base = np.log(p) - np.log1p(-p), np.log1p(-p).sum(1) + prior
+    return x @ odds.T.astype(np.float32) + base[None].astype(np.float32)
+
+
+def _logsumexp(a: np.ndarray) -> np.ndarray:
+    top = a.max(1)
+    return top + np.log(np.exp(a - top[:, None]).sum(1))
+
+
+def _flat(x: np.ndarray) -> np.ndarray:
+    return x.reshape(len(x), -1).astype(np.float32)

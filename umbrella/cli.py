@@ -1,0 +1,221 @@
+"""The command line: flags -> config -> `umbrella.runs`. Floor 6 in all but place: only launch.py imports it.
+
+Exit status: 0 finished; 2 the user's input is wrong, one line on standard error says what and what to do; 3 nothing
+verified to restore; 4 diverged; 130, 143 interrupted after saving; 1 a fault of ours, with a traceback.
+"""
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from umbrella import settings
+from umbrella.settings import SettingsError
+
+MODES = ("train", "evaluate", "sample", "predict")
+USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE] [--init_from=RUN]
+
+  --config=configs/vae.py:mnist     the config, and which of its variants
+  --config.seed=3                   sets a key; sections by dots: --config.optimizer.learning_rate=1e-3
+  --config.train_for="2 epochs"     durations: '20 epochs', '500 steps', '1e6 examples', '10%'; cadences also 'never'
+  --workdir=runs/try                where the run lives; a run of the same config that is there is resumed
+                                    (train_for and the cadences may change, so a run can be extended)
+  --mode=train                      train | evaluate | sample | predict; the last three need the workdir of a run
+  --init_from=runs/other            start from the parameters of another run
+  --help                            this text; with --config, the keys of that config, too
+
+Every config has the keys: seed, seeds, batch_size, train_for, log_every, eval_every, checkpoint_every, pipeline, model,
+optimizer, techniques, ema, evals, data.name, data.path.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command; returns the exit status."""
+    try:
+        return _main(argv)
+    except SettingsError as error:
+        return _fail(str(error), 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted before there was anything to save", 130)
+
+
+def _main(argv: Sequence[str]) -> int:
+    given, overrides = split(argv)
+    if given.help:
+        print(USAGE)
+        if given.config:
+            print(_show(load_config(given.config, overrides)))
+        return 0
+    if not given.config:
+        raise SettingsError("--config: missing; try python launch.py --config=configs/vae.py")
+    config = load_config(given.config, overrides)
+    if given.mode not in MODES:
+        raise SettingsError(f"--mode: no mode {given.mode!r}{settings.near(given.mode, MODES)}")
+    if given.mode != "train" and not given.workdir:
+        raise SettingsError(f"--mode={given.mode} needs --workdir, the folder of a run that was trained")
+    if given.mode != "train" and not (Path(given.workdir) / "checkpoints").is_dir():
+        raise SettingsError(f"--workdir={given.workdir}: no run there to {given.mode}; train one first")
+    return _run(given, config, "python " + " ".join(_quoted(a) for a in argv))
+
+
+def _run(given: Any, config: dict[str, Any], command: str) -> int:
+    # Imported late: --help and a typo in a flag must not wait for JAX.
+    from umbrella import environment
+    from umbrella.checkpoint import NothingVerified
+    from umbrella.loop import Diverged
+    from umbrella.runs import Session
+
+    environment.use_compilation_cache()
+    name = Path(given.config.split(":")[0]).stem + (f"-{v}" if (v := given.config.partition(":")[2]) else "")
+    try:
+        with Session(config, given.workdir or None, name=name, command=command) as session:
+            if given.mode != "train":
+                return _later(given.mode, session)
+            result = session.train(given.init_from or None)
+    except NothingVerified as error:
+        return _fail(str(error), 3)
+    except Diverged as error:
+        return _fail(f"diverged: {error}. The last good state is kept; try a lower learning rate or clip", 4)
+    print(_table(result.summary))
+    print(f"report: {result.workdir / 'report.html'}")
+    return 128 + result.summary["signal"] if result.summary["status"] == "interrupted" else 0
+
+
+def _later(mode: str, session: Any) -> int:
+    """The modes that need a trained run."""
+    ts, step = session.start(session.place.replicated(session.experiment.train_data.resident))
+    if not step:
+        raise SettingsError(f"--workdir={session.workdir}: no checkpoint there yet; train first")
+    if mode == "evaluate":
+        session.evaluate_all(ts)
+        print(_table({"metrics": session.summarised(), "baselines": {}}))
+    elif mode == "sample":
+        for made in session.draw(ts):
+            print(session.workdir / "artifacts" / made)
+    else:
+        print(session.predict(ts))
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------- flags
+def split(argv: Sequence[str]) -> tuple[Any, list[tuple[str, str]]]:
+    """(absl flag values, [(path, text)]): `--config.a.b=text` and `--config.a.b text` are overrides, in their order.
+
+    Raises:
+      SettingsError: an unknown flag, or something that is no flag.
+    """
+    rest, overrides, words = [argv[0]], [], iter(argv[1:])
+    for word in words:
+        if word.startswith(("--config.", "-config.")):
+            path, eq, text = word.lstrip("-")[len("config.") :].partition("=")
+            if not eq:
+                text = next(words, None)  # type: ignore[arg-type]
+                if text is None:
+                    raise SettingsError(f"{word}: a value is missing; write {word}=VALUE")
+            overrides.append((path, text))
+        else:
+            rest.append(word)
+    values = flags.FlagValues()
+    flags.DEFINE_string("config", "", "the config file, and after a colon which of its variants", flag_values=values)
+    flags.DEFINE_string("workdir", "", "where the run lives", flag_values=values)
+    flags.DEFINE_string("mode", "train", " | ".join(MODES), flag_values=values)
+    flags.DEFINE_string("init_from", "", "the workdir of a run whose parameters to start from", flag_values=values)
+    flags.DEFINE_boolean("help", False, "this text", short_name="h", flag_values=values)
+    try:
+        left = values(rest)[1:]
+    except flags.Error as error:
+        known = [f for f in values if len(f) > 1]
+        name = getattr(error, "flagname", "")
+        hint = settings.near(name, known) if name else ""
+        raise SettingsError(f"{str(error).splitlines()[0].split(' Did you mean')[0]}{hint}") from None
+    if left:
+        raise SettingsError(f"{left[0]!r} is no flag; write --config={left[0]} or --config.KEY=VALUE")
+    return values, overrides
+
+
+def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
+    """"configs/vae.py:mnist" and overrides -> a nested dict.
+
+    Raises:
+      SettingsError: no such file, one that does not run, one that has no get_config or not this variant.
+    """
+    from umbrella.workdir import plain
+
+    path_text, colon, variant = spec.partition(":")
+    path = Path(path_text)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path("configs")
+        there = [str(p) for p in folder.glob("*.py")] if folder.is_dir() else []
+        raise SettingsError(f"--config={path_text}: no such file{settings.near(path_text, there) if there else ''}")
+    name = f"config_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if module_spec is None or module_spec.loader is None:
+        raise SettingsError(f"--config={path_text}: is no Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise SettingsError(f"--config={path_text}: has no function get_config")
+        made = module.get_config(variant) if colon else module.get_config()
+    except SettingsError:
+        raise
+    except Exception as error:
+        raise SettingsError(f"--config={spec}: {_where(error, path)}") from None
+    finally:
+        sys.dont_write_bytecode = writes
+    config = plain(made)
+    for key, text in overrides:
+        settings.override(config, key, text)
+    return config
+
+
+def _where(error: Exception, path: Path) -> str:
+    """One line: what went wrong in a config file, and on which of its lines."""
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {error.msg}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.absolute() or Path(f.filename) == path]
+    if isinstance(error, ValueError) and str(error):
+        return str(error).splitlines()[0].removeprefix(f"{path}: ")
+    at = f"line {lines[-1]}: " if lines else ""
+    return f"{at}{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+# --------------------------------------------------------------------------------------------------------------- output
+def _table(summary: dict[str, Any]) -> str:
+    """The final metrics, a line each, baselines beside."""
+    lines = []
+    for name, metrics in summary["metrics"].items():
+        for metric, value in metrics.items():
+            rivals = [f"{b} {v[metric]:.4g}" for b, v in summary["baselines"].items() if name == "test" and metric in v]
+            beside = f"   ({'; '.join(rivals)})" if rivals else ""
+            lines.append(f"  {name:<12} {metric:<16} {_value(value)}{beside}")
+    return "\n".join(lines)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        lo, hi = value["ci95"]
+        return f"{value['mean']:.4f}  [{lo:.4f}, {hi:.4f}] over {value['n']} seeds"
+    return f"{value:.4f}"
+
+
+def _show(config: dict[str, Any]) -> str:
+    from umbrella.workdir import flatten
+
+    return "\n".join(f"  --config.{k}={_quoted(str(v))}" for k, v in sorted(flatten(config).items()))
+
+
+def _quoted(word: str) -> str:
+    import shlex
+
+    return shlex.quote(word)
+
+
+def _fail(message: str, status: int) -> int:
+    print(f"launch.py: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return status

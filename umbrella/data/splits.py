@@ -1,0 +1,74 @@
+"""What is held out of a set that does not say so itself. Floor 4."""
+
+from typing import Any
+
+import numpy as np
+
+from umbrella.data.sources import Found, Source, take
+from umbrella.settings import SettingsError
+
+TEST = 0.2  # the share that a set without an official test split gives up for one
+PLAIN = 2**19  # sets with more rows are split without looking at the classes: the shares come out even by themselves
+
+
+def carve(found: Found, *, validation: float, split_seed: int) -> tuple[Source, Source, Source]:
+    """(train, validation, test) of what a reader found.
+
+    A missing test split is carved from train and depends on nothing but the set; then a missing validation split is
+    carved from what is left, by `split_seed`. Official splits are used as they are.
+
+    Raises:
+      SettingsError: validation is outside [0, 1), or the set is too small to give up the rows.
+    """
+    if not 0 <= validation < 1:
+        raise SettingsError(f"validation={validation}: must be in [0, 1)")
+    if "train" not in found.splits:
+        raise SettingsError(f"{found.source}: it has no split 'train', only {', '.join(sorted(found.splits))}")
+    train, test, held = (found.splits.get(k) for k in ("train", "test", "validation"))
+    assert train is not None
+    if test is None:
+        train, test = _divide(train, TEST, (0, 1), found)
+    if held is None:
+        train, held = _divide(train, validation, (split_seed, 2), found)
+    return train, held, test
+
+
+def held_out(y: np.ndarray | None, n: int, share: float, seed: tuple[int, ...]) -> np.ndarray:
+    """The sorted rows i64[round(n * share)] to hold out, at least one when share > 0.
+
+    With labels every class gives its share, by largest remainders: no class is off by a whole example or more.
+
+    Args:
+      y: i32[n] labels, or None to draw from all rows alike.
+
+    >>> y = np.array([0, 0, 0, 0, 1, 1, 1, 1])
+    >>> y[held_out(y, 8, 0.5, (0,))].tolist()
+    [0, 0, 1, 1]
+    """
+    rng = np.random.default_rng(seed)
+    total = max(1, round(n * share)) if share > 0 else 0
+    if y is None:
+        return np.sort(rng.permutation(n)[:total])
+    groups = [np.flatnonzero(y == c) for c in np.unique(y)]
+    exact = np.array([len(g) * total / n for g in groups])
+    counts = np.floor(exact).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
+    return np.sort(np.concatenate([rng.permutation(g)[:c] for g, c in zip(groups, counts, strict=True)]))
+
+
+def _divide(source: Source, share: float, seed: tuple[int, ...], found: Found) -> tuple[Source, Source]:
+    n = len(source)
+    if share == 0:
+        return source, take(source, np.zeros(0, np.int64))
+    if n < 2:
+        raise SettingsError(f"{found.source}: {n} training examples are too few to hold some out; use validation=0")
+    rows = held_out(_labels(source, found.info), n, share, seed)
+    if len(rows) >= n:
+        raise SettingsError(f"{found.source}: holding out {share:g} of {n} training examples leaves none to train on")
+    kept = np.ones(n, bool)
+    kept[rows] = False
+    return take(source, np.flatnonzero(kept)), take(source, rows)
+
+
+def _labels(source: Source, info: dict[str, Any]) -> np.ndarray | None:
+    return source.column("y") if info["classes"] and len(source) <= PLAIN else None

@@ -1,0 +1,164 @@
+"""The training stream and the evaluation batches. Floor 4.
+
+The stream is an endless sequence of positions. Position q is in epoch q // n, at rank q % n of that epoch's permutation;
+step t takes positions tB .. tB + B - 1. So a batch is a pure function of (seed, step), every epoch sees every example
+once, no batch is partial, a batch may straddle two epochs, and going on after a stop needs nothing but the step.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from umbrella.data import workers as processes
+from umbrella.data.sources import Arrays, Columns, Source, on_device
+from umbrella.settings import SettingsError
+
+Slot = dict[str, np.ndarray]
+
+
+class Data(NamedTuple):
+    """What a training loop reads. The batch is fetch(resident, slot), inside the compiled program."""
+
+    resident: Columns  # what goes to the device once, [N, ...]
+    slot: Callable[[int, int], Slot]  # (seed, step) -> what goes to the device for that step; host, pure
+    fetch: Callable[[Any, Any], Any]  # umbrella.step.gather or umbrella.step.stream
+    stream: Callable[[tuple[int, ...], int, int], Iterator[Slot]]  # (seeds, start, stop); several seeds are stacked [K]
+    size: int  # examples in an epoch
+    batch_size: int
+
+
+def in_memory(source: Source, batch_size: int) -> Data:
+    """The whole set on the device; a slot is {"idx": i32[B]}, the rows to gather there. Text columns stay behind.
+
+    Args:
+      source: an Arrays.
+
+    Raises:
+      SettingsError: the source is empty or lazy, or batch_size < 1.
+    """
+    from umbrella.step import gather
+
+    _check(source, batch_size)
+    if not isinstance(source, Arrays):
+        raise SettingsError("this set is read lazily and does not lie in memory: use streaming, or load(in_memory=True)")
+    slot = _Indices(len(source), batch_size)
+
+    def stream(seeds: tuple[int, ...], start: int, stop: int) -> Iterator[Slot]:
+        return (_stacked(slot, seeds, step) for step in range(start, stop))
+
+    return Data(on_device(source.arrays), slot, gather, stream, len(source), batch_size)
+
+
+def streaming(source: Source, batch_size: int, *, workers: int = 2) -> Data:
+    """Batches read on the host; a slot is the batch itself. Text columns stay behind.
+
+    Args:
+      workers: processes that read ahead; 0 reads in this one. The batches are the same to the bit.
+
+    Raises:
+      SettingsError: the source is empty, batch_size < 1 or workers < 0.
+    """
+    from umbrella.step import stream as fetch
+
+    _check(source, batch_size)
+    if workers < 0:
+        raise SettingsError(f"workers={workers}: must be >= 0")
+    slot = _Batch(source, batch_size)
+
+    def stream(seeds: tuple[int, ...], start: int, stop: int) -> Iterator[Slot]:
+        make = functools.partial(_stacked, slot, tuple(seeds))
+        return processes.in_order(make, start, stop, workers) if workers else map(make, range(start, stop))
+
+    return Data({}, slot, fetch, stream, len(source), batch_size)
+
+
+def order(seed: int, n: int, position: np.ndarray) -> np.ndarray:
+    """Which example stands at each position of the endless shuffled sequence of n examples.
+
+    Args:
+      position: i64[...], >= 0.
+
+    Returns:
+      i64[...] in [0, n). Positions kn .. kn + n - 1 are a permutation of range(n), a different one for each k and seed.
+
+    >>> sorted(order(0, 5, np.arange(5, 10)).tolist())
+    [0, 1, 2, 3, 4]
+    """
+    epoch, rank = np.divmod(np.asarray(position, np.int64), n)
+    out = np.empty(rank.shape, np.int64)
+    for e in np.unique(epoch):
+        here = epoch == e
+        out[here] = _permutation(seed, n, int(e))[rank[here]]
+    return out
+
+
+class batches:  # noqa: N801  a verb in use: `for batch in batches(source, 100)`
+    """Evaluation batches: every example once, in order, all batches of exactly `size` rows.
+
+    The last one is padded by repeating its last row. "mask" f32[size] is 1 for an example and 0 for padding; a mask that
+    the source has already is multiplied by it. Text columns stay behind.
+
+    >>> [b["mask"].tolist() for b in batches(Arrays({"x": np.arange(3)}), 2)]
+    [[1.0, 1.0], [1.0, 0.0]]
+
+    Raises:
+      SettingsError: the source is empty, or size < 1.
+    """
+
+    def __init__(self, source: Source, size: int):
+        _check(source, size)
+        self.source, self.size = source, size
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.size)
+
+    def __iter__(self) -> Iterator[Columns]:
+        n = len(self.source)
+        for start in range(0, n, self.size):
+            rows = np.arange(start, start + self.size)
+            mask = (rows < n).astype(np.float32)
+            batch = on_device(self.source.__getitems__(np.minimum(rows, n - 1)))
+            own = batch.get("mask")
+            yield {**batch, "mask": mask if own is None else own * mask.reshape(-1, *[1] * (own.ndim - 1))}
+
+
+# ------------------------------------------------------------------------------------------------------ slots, picklable
+class _Indices(NamedTuple):
+    n: int
+    batch_size: int
+
+    def __call__(self, seed: int, step: int) -> Slot:
+        positions = np.arange(self.batch_size) + int(step) * self.batch_size
+        return {"idx": order(int(seed), self.n, positions).astype(np.int32)}
+
+
+class _Batch(NamedTuple):
+    source: Source
+    batch_size: int
+
+    def __call__(self, seed: int, step: int) -> Slot:
+        rows = _Indices(len(self.source), self.batch_size)(seed, step)["idx"]
+        return on_device(self.source.__getitems__(rows.astype(np.int64)))
+
+
+def _stacked(slot: Callable[[int, int], Slot], seeds: tuple[int, ...], step: int) -> Slot:
+    slots = [slot(seed, step) for seed in seeds]
+    return slots[0] if len(slots) == 1 else {k: np.stack([s[k] for s in slots]) for k in slots[0]}
+
+
+@functools.lru_cache(maxsize=64)  # 64 seeds side by side before one is drawn twice
+def _permutation(seed: int, n: int, epoch: int) -> np.ndarray:
+    if seed < 0:
+        raise SettingsError(f"seed={seed}: must be >= 0")
+    shuffled = np.random.default_rng([seed, epoch]).permutation(n).astype(np.int32 if n < 2**31 else np.int64)
+    shuffled.setflags(write=False)
+    return shuffled
+
+
+def _check(source: Source, batch_size: int) -> None:
+    if len(source) == 0:
+        raise SettingsError("the data set has no examples: nothing to make batches of")
+    if batch_size < 1:
+        raise SettingsError(f"batch size {batch_size}: must be >= 1")

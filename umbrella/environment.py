@@ -1,0 +1,117 @@
+"""What a run ran on: versions, device, revision, memory, compilations, and the cache of compiled programs. Floor 4."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn", "grain", "tensorflow-datasets")
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of Umbrella and of the packages that a result depends on; without importing them."""
+    found = {"python": platform.python_version()}
+    for name in ("umbrella-jax", *PACKAGES):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def device() -> dict[str, Any]:
+    """{"platform", "kind", "count", "processes"}; for a CPU the kind is the processor's name."""
+    first = jax.devices()[0]
+    kind = _processor() if first.platform == "cpu" else first.device_kind
+    return {
+        "platform": first.platform,
+        "kind": kind,
+        "count": jax.device_count(),
+        "processes": jax.process_count(),
+    }
+
+
+def _processor() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return f"{name}, {cores} cores"
+
+
+def git_revision() -> str | None:
+    """The commit of the code that runs, with "+changes" when the tree differs from it; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        told = subprocess.run(
+            ["git", "-C", str(here), "describe", "--always", "--abbrev=12", "--dirty=+changes", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told.stdout.strip() or None
+
+
+def peak_rss_mb() -> float:
+    """The largest resident set of this process so far, in MB (10^6 bytes)."""
+    try:
+        import resource
+    except ImportError:  # not a Unix
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+
+
+def cache_dir() -> Path:
+    """$XDG_CACHE_HOME/umbrella, or ~/.cache/umbrella: mode 0700, made when missing."""
+    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "umbrella"
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def use_compilation_cache() -> None:
+    """Lets JAX keep compiled programs between runs, in a folder of this user alone. JAX_COMPILATION_CACHE_DIR overrides
+    the place; a folder that cannot be written is done without."""
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR") is not None:
+        return
+    try:
+        folder = cache_dir() / "xla"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+class CompileMeter:
+    """Counts the programs that XLA compiles (or loads from the cache) in this process, and the seconds that takes.
+
+    jit's own cache size counts signatures, not compilations; JAX's monitoring events count what happened.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._hear)
+
+    def _hear(self, event: str, duration: float, **_: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            self.count += 1
+        if event.startswith("/jax/core/compile/"):
+            self.seconds += duration
+
+    def close(self) -> None:
+        """Stops listening."""
+        jax.monitoring.unregister_event_duration_listener(self._hear)

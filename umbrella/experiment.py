@@ -1,0 +1,71 @@
+"""What a pipeline hands to the loop. Floor 4."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+from umbrella.data import Data, Dataset
+from umbrella.objective import Array, Batch, Init, Objective, PyTree, View
+from umbrella.settings import Cadence, Count, Length, Natural, SettingsError, duration
+from umbrella.step import Step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """The keys that every config has."""
+
+    pipeline: str  # a module of umbrella.pipelines
+    batch_size: Count
+    train_for: Length
+    seed: Natural = 0
+    seeds: Count = 1  # K runs, with the seeds seed .. seed + K - 1, as one program
+    order: Literal["own", "shared"] = "own"  # of the data, with several seeds: own is what K single runs would see
+    log_every: Cadence = "50 steps"
+    eval_every: Cadence = "1 epoch"
+    checkpoint_every: Cadence = "10%"
+    keep_checkpoints: Count = 3
+    eval_batch_size: Count | None = None  # batch_size when None
+    baselines: bool = True  # whether to fit the rivals that are printed beside the result
+
+
+class Durations(NamedTuple):
+    """A run's durations in steps."""
+
+    batch_size: int
+    n_train: int
+    total: int
+
+    @classmethod
+    def of(cls, run: RunSettings, n_train: int) -> "Durations":
+        total = duration(run.train_for)
+        if total.unit == "%":
+            raise SettingsError(f"config.train_for: {run.train_for!r}: a percentage of what? Say epochs or steps")
+        return cls(run.batch_size, n_train, total.steps(batch_size=run.batch_size, n_train=n_train))
+
+    def steps(self, text: str) -> int:
+        """"1 epoch" -> steps, at least 1; "never" -> 0."""
+        return duration(text).steps(batch_size=self.batch_size, n_train=self.n_train, total=self.total)
+
+
+class Evaluation(NamedTuple):
+    objective: Objective
+    batches: Iterable[Batch]  # may be gone through again and again
+
+
+class Experiment(NamedTuple):
+    """All that a run is made of, as values. See `umbrella.runs` for what is done with it."""
+
+    run: RunSettings
+    durations: Durations
+    dataset: Dataset
+    train_data: Data
+    init: Init
+    step: Step
+    frozen: PyTree  # arrays shared by all lanes, neither trained nor saved
+    evals: Mapping[str, Evaluation]  # "train_eval" and "validation" at a cadence, the others once, at the end
+    artifacts: Mapping[str, Callable[[View, Array], Any]]  # name -> (view, key) -> a value of umbrella.artifacts
+    predict: Callable[[View, Batch, Array], Mapping[str, Array]]  # rows in, named rows out; jit-able
+    baselines: Callable[[], dict[str, dict[str, float]]]  # name -> metric -> value, on the test split
+    better: str  # the validation metric that says which of two runs is better
+    objective: Objective  # the training objective, for notebooks
+    settings: dict[str, Any]  # as resolved, every key

@@ -1,0 +1,113 @@
+"""Gradient functions and what wraps them: grad_of, microbatch. Floor 3."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from umbrella.objective import Array, Aux, Batch, Ctx, Objective, Params, State
+from umbrella.unroll import unroll
+
+tmap = jax.tree.map
+
+
+class GradFn(Protocol):
+    """(free, fixed, state, batch, ctx) -> (gradients like free, loss, aux)."""
+
+    def __call__(
+        self, free: Params, fixed: Params, state: State, batch: Batch, ctx: Ctx, /
+    ) -> tuple[Params, Array, Aux]: ...
+
+
+GradTransform = Callable[[GradFn], GradFn]
+
+
+def grad_of(objective: Objective, *, over: str | None = None) -> GradFn:
+    """The gradient of an objective's loss with respect to the free scopes.
+
+    Args:
+      over: the axis name of a shard_map or pmap that the call runs under. Each shard's loss is weighted by its share of
+        the count *before* it is differentiated: weighting the gradients afterwards is wrong as soon as the shards are
+        coupled (BatchNorm with an axis_name).
+    """
+
+    def grads(free: Params, fixed: Params, state: State, batch: Batch, ctx: Ctx) -> tuple[Params, Array, Aux]:
+        if over is not None:
+            ctx = ctx.fork("shard", jax.lax.axis_index(over))
+
+        def loss_of(free: Params) -> tuple[Array, Aux]:
+            loss, aux = objective.apply({**fixed, **free}, state, batch, ctx)
+            if over is not None:
+                loss = loss * aux.count / jnp.maximum(jax.lax.psum(aux.count, over), 1)
+            return loss, aux
+
+        (loss, aux), g = jax.value_and_grad(loss_of, has_aux=True)(free)
+        if over is not None:
+            g, loss, told, count = jax.lax.psum((g, loss, aux.metrics, aux.count), over)
+            shared = {k: v if k == "carry" else jax.lax.pmean(v, over) for k, v in aux.state.items()}
+            aux = aux.replace(metrics=told, count=count, state=shared)
+        return g, loss, aux
+
+    return grads
+
+
+def microbatch(k: int) -> GradTransform:
+    """The gradient of a batch by k slices in turn, at 1/k of the memory: count-weighted sums, so masks stay exact.
+
+    State is threaded through the slices in order (an average would wipe BatchNorm's statistics on an empty slice, and
+    means nothing for spectral norms or codebooks); the per-example scope "carry" is sliced with the batch. Outputs and
+    features are dropped. Not exact, by nature: BatchNorm (ghost batches), SAM, mixup, attacks with random starts, terms
+    with a denominator of their own.
+
+    Raises (while tracing):
+      ValueError: k does not divide the batch.
+    """
+
+    def wrap(grad_fn: GradFn) -> GradFn:
+        return grad_fn if k == 1 else _sliced(grad_fn, k)
+
+    return wrap
+
+
+def _sliced(grad_fn: GradFn, k: int) -> GradFn:
+    def grads(free: Params, fixed: Params, state: State, batch: Batch, ctx: Ctx) -> tuple[Params, Array, Aux]:
+        def part(shared: State, x: tuple[Array, Batch, State]) -> tuple[Any, Any]:
+            i, rows, carry = x
+            g, loss, aux = grad_fn(free, fixed, {**state, **shared, **carry}, rows, ctx.fork("microbatch", i))
+            new, new_carry = _split_carry(aux.state)
+            sums = tmap(lambda v: v * aux.count.astype(v.dtype), (g, loss))
+            return (sums, aux.count, aux.metrics), (new, aux.per_example, new_carry)
+
+        shared, carry = _split_carry(state)
+        slices = (jnp.arange(k), tmap(lambda v: _cut(v, k), dict(batch)), tmap(lambda v: _cut(v, k), carry))
+        like, (changed, *_) = jax.eval_shape(part, shared, tmap(lambda v: v[0], slices))
+        zeros = tmap(lambda s: jnp.zeros(s.shape, s.dtype), like)
+
+        def body(acc: tuple[Any, State], x: Any) -> tuple[Any, Any]:
+            sums, (new, per_example, new_carry) = part(acc[1], x)
+            return (tmap(jnp.add, acc[0], sums), new), (per_example, new_carry)
+
+        (total, new), (per_example, new_carry) = jax.lax.scan(
+            body, (zeros, {s: state[s] for s in changed}), slices, unroll=unroll(k)
+        )
+        (g, loss), count, told = total
+        g, loss = tmap(lambda v: v / jnp.maximum(count, 1).astype(v.dtype), (g, loss))
+        new = {**new, **tmap(_join, new_carry)}
+        return g, loss, Aux(new, None, _join(per_example), count, told)
+
+    return grads
+
+
+def _split_carry(state: State) -> tuple[State, State]:
+    return {n: v for n, v in state.items() if n != "carry"}, {n: v for n, v in state.items() if n == "carry"}
+
+
+def _cut(x: Array, k: int) -> Array:
+    if x.shape[0] % k:
+        raise ValueError(f"{k} microbatches do not divide a batch of {x.shape[0]}")
+    return x.reshape((k, x.shape[0] // k, *x.shape[1:]))
+
+
+def _join(x: Array) -> Array:
+    return x.reshape((-1, *x.shape[2:]))

@@ -1,0 +1,212 @@
+"""The only Python training loop. Floor 4.
+
+It keeps the device busy and otherwise stays out of the way: slots are put on the device one call ahead, metrics are read
+one log late, so that the device never waits for Python.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from umbrella.objective import PyTree
+from umbrella.step import Program
+from umbrella.train_state import TrainState
+
+
+# (ts, sums, frozen, resident, slot) -> (ts, sums)
+Compiled = Callable[[TrainState, jax.Array, PyTree, PyTree, PyTree], tuple[TrainState, jax.Array]]
+
+
+class Diverged(Exception):
+    """A loss or a gradient was not finite. The state is the last finite one."""
+
+    def __init__(self, step: int, ts: TrainState, leaf: str | None = None):
+        where = "" if leaf is None else f"; first bad leaf: {leaf}"
+        super().__init__(f"the loss or its gradient was not finite at step {step}{where}")
+        self.step = step
+        self.ts = ts
+
+
+class Cadence(NamedTuple):
+    """In steps; 0 is never."""
+
+    log: int
+    evaluate: int
+    save: int
+
+    def next(self, step: int, total: int) -> int:
+        """The first step after `step` at which something happens."""
+        return min([total, *((step // c + 1) * c for c in self if c)])
+
+
+class Hooks(NamedTuple):
+    """What happens at a cadence. Each gets the number of steps done; none may change the state."""
+
+    log: Callable[[int, dict[str, np.ndarray]], None]  # training metrics, averaged since the last log
+    evaluate: Callable[[int, TrainState], None]
+    save: Callable[[int, TrainState], None]
+
+
+class Outcome(NamedTuple):
+    ts: TrainState
+    signum: int | None  # the signal that stopped the run, after a save
+    seconds: dict[str, float]  # total, step, data_wait, evaluate, checkpoint
+
+
+def fit(
+    ts: TrainState,
+    compiled: Compiled,
+    window: "Window",
+    slots: Iterator[PyTree],
+    *,
+    frozen: PyTree,
+    resident: PyTree,
+    start: int,
+    total: int,
+    cadence: Cadence,
+    hooks: Hooks,
+    put: Callable[[PyTree], PyTree] = jax.device_put,
+    halting: bool = False,
+) -> Outcome:
+    """Trains from step `start` to step `total`.
+
+    Args:
+      compiled: from `compile_step`; makes one step and adds its metrics to the window's sums.
+      slots: for the steps start, start + 1, ...
+      put: host slot -> device slot.
+      halting: whether the step is guarded by "halt", so that opt_state["guard"] tells of a bad step.
+
+    Raises:
+      Diverged: with `halting`, at the first log after the bad step; holds the state before it.
+    """
+    spent = {"data_wait": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
+    began = clock = time.perf_counter()
+    late: tuple[int, jax.Array] | None = None  # a closed window, read when the device has long finished it
+    with Interrupts() as stop:
+        step = start
+        while step < total and stop.signum is None:
+            due = cadence.next(step, total)
+            sums = window.zeros()
+            while step < due and stop.signum is None:
+                clock = time.perf_counter()
+                slot = put(next(slots))
+                spent["data_wait"] += time.perf_counter() - clock
+                ts, sums = compiled(ts, sums, frozen, resident, slot)
+                step += 1
+            last = step >= total or stop.signum is not None
+            evaluating = _due(step, cadence.evaluate) or (step >= total and bool(cadence.evaluate))
+            saving = _due(step, cadence.save) or last
+            ready = [late] if late is not None else []
+            late = (step, sums)
+            if last or evaluating or saving:  # these look at the state now, so nothing may be known later
+                ready, late = [*ready, late], None
+            if ready and halting:
+                _check(ts)
+            for at, closed in ready:
+                hooks.log(at, window.compute(closed))
+            if evaluating and stop.signum is None:
+                clock = time.perf_counter()
+                hooks.evaluate(step, ts)
+                spent["evaluate"] += time.perf_counter() - clock
+            if saving:
+                clock = time.perf_counter()
+                hooks.save(step, ts)
+                spent["checkpoint"] += time.perf_counter() - clock
+        signum = stop.signum
+    whole = time.perf_counter() - began
+    return Outcome(ts, signum, {"total": whole, "step": whole - sum(spent.values()), **spent})
+
+
+def _due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+def _check(ts: TrainState) -> None:
+    bad = np.asarray(jax.device_get(ts.opt_state["guard"]["bad_step"]))
+    if (bad >= 0).any():
+        raise Diverged(int(bad[bad >= 0].min()), ts)
+
+
+class Window(NamedTuple):
+    """Metric states packed into one vector, so that adding them up costs a step one argument and one addition.
+
+    Every state must be of sums (Mean, Confusion, ...); `umbrella.metrics.Collect` is for evaluation only.
+    """
+
+    treedef: Any
+    shapes: tuple[tuple[int, ...], ...]
+    lanes: int | None
+
+    @classmethod
+    def of(cls, told: dict[str, Any], lanes: int | None = None) -> "Window":
+        """From the metrics that a step returns, or their `jax.eval_shape`."""
+        leaves, treedef = jax.tree.flatten(told)
+        return cls(treedef, tuple(x.shape[0 if lanes is None else 1 :] for x in leaves), lanes)
+
+    def zeros(self) -> jax.Array:
+        size = sum(math.prod(s) for s in self.shapes)
+        return jnp.zeros((size,) if self.lanes is None else (self.lanes, size), jnp.float32)
+
+    def pack(self, told: dict[str, Any]) -> jax.Array:
+        lead = () if self.lanes is None else (self.lanes,)
+        return jnp.concatenate([x.astype(jnp.float32).reshape((*lead, -1)) for x in jax.tree.leaves(told)], axis=-1)
+
+    def compute(self, sums: Any) -> dict[str, Any]:
+        """name -> value, or [K] values with lanes; read from the device here."""
+        flat = np.asarray(jax.device_get(sums), np.float64)
+        if self.lanes is None:
+            return self._states(flat)
+        each = [self._states(row) for row in flat]
+        return {name: np.asarray([values[name] for values in each]) for name in each[0]}
+
+    def _states(self, flat: np.ndarray) -> dict[str, Any]:
+        ends = np.cumsum([math.prod(s) for s in self.shapes])[:-1]
+        leaves = [part.reshape(s) for part, s in zip(np.split(flat, ends), self.shapes, strict=True)]
+        return {name: state.compute() for name, state in jax.tree.unflatten(self.treedef, leaves).items()}
+
+
+def compile_step(run: Program, window: Window, *, jit: Callable[..., Any] = jax.jit) -> Compiled:
+    """(ts, sums, frozen, resident, slot) -> (ts, sums + the step's metrics), donating ts and sums."""
+
+    def call(
+        ts: TrainState, sums: jax.Array, frozen: PyTree, resident: PyTree, slot: PyTree
+    ) -> tuple[TrainState, jax.Array]:
+        ts, told = run(ts, frozen, resident, slot)
+        return ts, sums + window.pack(told)
+
+    return jit(call, donate_argnums=(0, 1))
+
+
+class Interrupts:
+    """SIGINT and SIGTERM become a request to stop after the step; a second one stops at once. Restores the handlers.
+
+    Outside the main thread, where Python cannot handle signals, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interrupts":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def _ask(self, signum: int, frame: Any) -> None:
+        self.signum = signum
+        self._restore()
+
+    def _restore(self) -> None:
+        for s, handler in self._before.items():
+            signal.signal(s, handler)
+        self._before = {}
+
+    def __exit__(self, *exc: Any) -> None:
+        self._restore()

@@ -1,0 +1,126 @@
+"""Pure losses per example: (outputs, y) -> f32[B], or f32[B, T] for sequences. Floor 0.
+
+Nothing is averaged here: masks, weights and denominators are `umbrella.objective.supervised`'s business, so that every
+loss treats them alike. All are finite for logits up to 1e4 and more.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = jax.Array
+LOG_2PI = 1.8378770664093453
+
+
+def cross_entropy(logits: Array, y: Array) -> Array:
+    """-log softmax(logits)[y] in nats.
+
+    Args:
+      logits: f32[..., C].
+      y: i32[...] class indices, or f32[..., C] a distribution over the classes.
+
+    Returns:
+      f32[...].
+
+    >>> float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0].round(4))  # log 4
+    1.3863
+    """
+    if y.ndim < logits.ndim:
+        y = jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
+    return optax.softmax_cross_entropy(logits, y)
+
+
+def squared_error(prediction: Array, y: Array) -> Array:
+    """The squared error of each row, summed over the trailing axes. f32[B, ...], f32[B, ...] -> f32[B]."""
+    return _rows(jnp.square(prediction - y))
+
+
+def bernoulli(logits: Array, y: Array) -> Array:
+    """-log p(y) of independent Bernoulli variables, in nats, summed over the trailing axes. y in [0, 1].
+
+    With y in {0, 1} this is a likelihood; with grey values it is only a loss, and not comparable with the first.
+
+    Args:
+      logits: f32[B, ...].
+      y: f32[B, ...].
+
+    Returns:
+      f32[B].
+    """
+    return _rows(optax.sigmoid_binary_cross_entropy(logits, y))
+
+
+def discretized_logistic(location: Array, log_scale: Array, y: Array, *, levels: int = 256) -> Array:
+    """-log p(y) of pixels with `levels` grey values under a logistic density binned to them, in nats.
+
+    The outermost bins reach to infinity, so the probabilities of all levels add up to one.
+
+    Args:
+      location: f32[B, ..., C], in units of y.
+      log_scale: f32[C], the log of the logistic's width.
+      y: f32[B, ..., C], multiples of 1 / (levels - 1) in [0, 1].
+
+    Returns:
+      f32[B].
+
+    Source: Kingma et al. 2016 (inverse autoregressive flow), appendix; Salimans et al. 2017, eq. 2 with one component.
+    """
+    half = 0.5 / (levels - 1)
+    inverse = jnp.exp(-log_scale).reshape((1,) * (y.ndim - 1) + (-1,))
+    above, below = (y - location + half) * inverse, (y - location - half) * inverse
+    # log(sigmoid(a) - sigmoid(b)) = log_sigmoid(a) + log_sigmoid(-b) + log(1 - exp(b - a)), stable in both tails.
+    middle = jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below) + jnp.log(-jnp.expm1(below - above))
+    log_p = jnp.where(
+        y < half, jax.nn.log_sigmoid(above), jnp.where(y > 1 - half, jax.nn.log_sigmoid(-below), middle)
+    )
+    return -_rows(log_p)
+
+
+def gaussian_kl(mean: Array, log_var: Array) -> Array:
+    """KL( N(mean, exp(log_var)) || N(0, 1) ) in nats, summed over the latent axis. f32[B, L] -> f32[B].
+
+    Source: Kingma and Welling 2014, appendix B.
+    """
+    return 0.5 * _rows(jnp.square(mean) + jnp.exp(log_var) - 1 - log_var)
+
+
+def reconstruction(outputs: Mapping[str, Array], y: Array) -> Array:
+    """-log p(y | z) of a VAE's outputs: Bernoulli, or a discretised logistic when they hold a "log_scale". -> f32[B]."""
+    if "log_scale" in outputs:
+        return discretized_logistic(jax.nn.sigmoid(outputs["logits"]), outputs["log_scale"], y)
+    return bernoulli(outputs["logits"], y)
+
+
+def negative_elbo(outputs: Mapping[str, Array], y: Array, *, beta: float = 1.0) -> Array:
+    """The negative evidence lower bound in nats per example, by one sample of z and the analytic KL.
+
+    Args:
+      outputs: a VAE's: "logits" f32[B, ...], "mean" and "log_var" f32[B, L].
+      y: f32[B, ...], the pixels to be explained: in {0, 1} for the Bernoulli.
+      beta: weight of the KL term; 1 is the bound, anything else is no bound (Higgins et al. 2017).
+
+    Returns:
+      f32[B].
+
+    Source: Kingma and Welling 2014, eq. 10.
+    """
+    return reconstruction(outputs, y) + beta * gaussian_kl(outputs["mean"], outputs["log_var"])
+
+
+def log_importance_weight(outputs: Mapping[str, Array], y: Array) -> Array:
+    """log p(y, z) - log q(z | y) at the z that the pass drew, in nats. -> f32[B].
+
+    Its expectation is the ELBO; the log of the mean of many exponentiated ones approaches log p(y).
+
+    Source: Burda et al. 2016, eq. 8.
+    """
+    z, mean, log_var = outputs["z"], outputs["mean"], outputs["log_var"]
+    log_prior = -0.5 * _rows(jnp.square(z) + LOG_2PI)
+    log_posterior = -0.5 * _rows(jnp.square(z - mean) * jnp.exp(-log_var) + log_var + LOG_2PI)
+    return log_prior - log_posterior - reconstruction(outputs, y)
+
+
+def _rows(x: Array) -> Array:
+    return jnp.sum(x, axis=tuple(range(1, x.ndim)))

@@ -1,0 +1,34 @@
+"""Linen modules: no loss, no optimiser, no config. `TABLE` says which name in a config means which module."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from umbrella import settings
+from umbrella.models.mlp import MLP
+from umbrella.models.vae import VAE
+
+__all__ = ["MLP", "TABLE", "VAE", "build"]
+
+TABLE = {"mlp": MLP, "vae": VAE}
+
+
+def build(config: Mapping[str, Any], *, only: tuple[str, ...] = (), log: dict[str, Any] | None = None, **given: Any) -> Any:
+    """The module that config["name"] names, with its other settings.
+
+    Args:
+      only: the names that fit the problem; all when empty.
+      log: receives the resolved settings under "model".
+      given: fields that the problem decides (out, shape), not the user.
+
+    Raises:
+      SettingsError: no such model, a setting that does not fit, or one that the problem decides.
+    """
+    table = {k: v for k, v in TABLE.items() if not only or k in only}
+    module, rest = settings.choose(table, config, "model")
+    for key in given:
+        if key in rest:
+            raise settings.SettingsError(f"config.model.{key}: the data decides this; leave it out")
+    resolved = settings.check(module, rest, "model.", given=given)
+    if log is not None:
+        log["model"] = {"name": config["name"], **{k: v for k, v in resolved.items() if k not in given}}
+    return module(**{**resolved, **given})

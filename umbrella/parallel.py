@@ -1,0 +1,65 @@
+"""The mesh, and where arrays lie on it. Floor 4."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from umbrella.objective import PyTree
+from umbrella.settings import SettingsError
+from umbrella.train_state import TrainState
+
+
+def mesh(devices: int | None = None) -> Mesh:
+    """One axis, "data", over all devices, or the first few."""
+    found = jax.devices() if devices is None else jax.devices()[:devices]
+    return jax.make_mesh((len(found),), ("data",), devices=found, axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def check_divides(batch_size: int, on: Mesh) -> None:
+    """Raises SettingsError when a batch cannot be cut evenly."""
+    n = on.shape["data"]
+    if batch_size % n:
+        near = max(n, batch_size // n * n)
+        raise SettingsError(f"config.batch_size: {batch_size} does not divide over {n} devices; try {near} or {near + n}")
+
+
+class Placement:
+    """Where the state, the resident data and a slot lie. On one device it does nothing but `device_put`.
+
+    Everything is replicated but what is per example: slots, and the state's scope "carry", are sharded over "data".
+    """
+
+    def __init__(self, on: Mesh, *, lanes: bool = False, steps: int = 1):
+        self.mesh = on
+        self.alone = on.size == 1
+        lead = (None,) * (int(lanes) + int(steps > 1))
+        self._rows = NamedSharding(on, PartitionSpec(*lead, "data"))
+        self._carry = NamedSharding(on, PartitionSpec(*(None,) * int(lanes), "data"))
+        self._all = NamedSharding(on, PartitionSpec())
+        self._device = on.devices.flat[0]
+
+    def state_shardings(self, ts: TrainState) -> Any:
+        """A tree like ts of shardings."""
+        tree = jax.tree.map(lambda _: self._all, ts)
+        carry = {k: jax.tree.map(lambda _: self._carry, v) for k, v in ts.state.items() if k == "carry"}
+        return tree.replace(state={**tree.state, **carry})
+
+    def state(self, ts: TrainState) -> TrainState:
+        return ts if self.alone else jax.device_put(ts, self.state_shardings(ts))
+
+    def replicated(self, tree: PyTree) -> PyTree:
+        return jax.device_put(tree, self._device if self.alone else self._all)
+
+    def slot(self, slot: PyTree) -> PyTree:
+        return jax.device_put(slot, self._device if self.alone else self._rows)
+
+    def jit(self, ts: TrainState) -> Callable[..., Any]:
+        """The `jit=` of `umbrella.step.train_step` for a state like ts."""
+        if self.alone:
+            return jax.jit
+        state = self.state_shardings(ts)
+        return lambda fn, **kw: jax.jit(
+            fn, in_shardings=(state, self._all, self._all, self._rows), out_shardings=(state, self._all), **kw
+        )

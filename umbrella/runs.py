@@ -1,0 +1,380 @@
+"""A run, from a config to what it leaves behind: train, evaluate, sample, predict. Floor 5.
+
+`run` is what launch.py calls, and what a notebook calls as `um.run(config)`.
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import logging
+
+from umbrella import artifacts, environment, parallel, pipelines, report
+from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, restore_params
+from umbrella.evaluation import evaluate
+from umbrella.experiment import Experiment
+from umbrella.loop import Cadence, Diverged, Hooks, Window, compile_step, fit
+from umbrella.objective import Ctx, View
+from umbrella.settings import SettingsError
+from umbrella.step import program
+from umbrella.train_state import TrainState, create, parameter_count
+from umbrella.workdir import claim, config_hash, plain, summarise, write_json
+from umbrella.writers import JsonlWriter, TensorBoardWriter, Terminal, Writers
+
+EVAL_KEY = 20161  # evaluations draw the same noise in every run, whatever its seed
+
+
+class Result(NamedTuple):
+    """What `run` returns."""
+
+    ts: TrainState
+    history: list[dict[str, Any]]  # one dict per line that was logged: step, epoch, split, metrics
+    summary: dict[str, Any]  # what summary.json holds
+    workdir: Path
+    experiment: Experiment
+
+
+def run(
+    config: Mapping[str, Any],
+    *,
+    workdir: str | os.PathLike[str] | None = None,
+    init_from: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    command: str | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Trains as the config says, evaluates, and writes the report.
+
+    Args:
+      config: a ConfigDict or a dict, as configs/*.py make them.
+      workdir: where the run lives; what is there of the same config is resumed. A new folder under runs/ when None.
+      init_from: the workdir of another run whose parameters to start from. What is in `workdir` comes first.
+      name: of the config, for the report.
+      command: that made the run, for the report.
+      quiet: nothing on the terminal.
+
+    Raises:
+      SettingsError: the config, the data or the workdir is not as it should be.
+      NothingVerified: there are checkpoints in workdir, and every one is damaged.
+      Diverged: a loss or gradient was not finite; the workdir holds the last good state.
+    """
+    session = Session(config, workdir, name=name, command=command, quiet=quiet)
+    with session:
+        return session.train(init_from)
+
+
+class Session:
+    """One config in one workdir. A context manager: it holds checkpoints and log writers open."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        workdir: str | os.PathLike[str] | None,
+        *,
+        name: str | None = None,
+        command: str | None = None,
+        quiet: bool = False,
+    ):
+        self.began = time.perf_counter()
+        self.meter = environment.CompileMeter()
+        self.config = plain(config)
+        self.name = name or str(self.config.get("pipeline"))
+        self.command = command
+        self.quiet = quiet
+        self.experiment = pipelines.build(self.config)
+        run = self.experiment.run
+        self.seeds = tuple(run.seed + k for k in range(run.seeds))
+        self.lanes = run.seeds if run.seeds > 1 else None
+        self.mesh = parallel.mesh()
+        parallel.check_divides(run.batch_size, self.mesh)
+        self.place = parallel.Placement(self.mesh, lanes=self.lanes is not None)
+        self.workdir = claim(workdir, self.name, self.experiment.settings)
+        self.checkpoints = Checkpoints(self.workdir / "checkpoints", keep=run.keep_checkpoints)
+        self.history: list[dict[str, Any]] = []
+        self.results: dict[str, dict[str, Any]] = {}
+        self._writers = Writers()
+        self._compiling = {"evaluate": 0.0}
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._writers.close()
+        self.checkpoints.close()
+        self.meter.close()
+
+    # ------------------------------------------------------------------------------------------------------------ train
+    def train(self, init_from: str | os.PathLike[str] | None = None) -> Result:
+        """Everything: restore or create, train, evaluate on test, artifacts, baselines, summary, report."""
+        ex, d = self.experiment, self.experiment.durations
+        resident = self.place.replicated(ex.train_data.resident)
+        ts, start = self.start(resident, init_from)
+        total = d.total
+        cadence = Cadence(d.steps(ex.run.log_every), d.steps(ex.run.eval_every), d.steps(ex.run.checkpoint_every))
+        self._open_writers(start, total)
+
+        step = program(ex.step, fetch=ex.train_data.fetch, lanes=self.mode_of_lanes)
+        slots, first = _peek(self._slots(start, total))
+        window = Window.of(jax.eval_shape(step, ts, ex.frozen, resident, first)[1], self.lanes)
+        compiled = compile_step(step, window, jit=self._jit(ts))
+        halting = "guard" in ts.opt_state
+        hooks = Hooks(self._on_log, self._on_evaluate, self._on_save)
+        status, seconds, ended = "finished", {}, None
+        try:
+            outcome = fit(
+                ts,
+                compiled,
+                window,
+                slots,
+                frozen=ex.frozen,
+                resident=resident,
+                start=start,
+                total=total,
+                cadence=cadence,
+                hooks=hooks,
+                put=self.place.slot,
+                halting=halting,
+            )
+            ts, seconds, ended = outcome.ts, outcome.seconds, outcome.signum
+        except Diverged as error:
+            blame = self._blame(error, resident)
+            self.checkpoints.wait()
+            self._finish(error.ts, "diverged", {}, start, None)
+            raise Diverged(error.step, error.ts, blame) from None
+        if ended is not None:
+            status = "interrupted"
+        else:
+            self.evaluate_all(ts)
+            self.draw(ts)
+        self.checkpoints.wait()
+        summary = self._finish(ts, status, seconds, start, ended)
+        return Result(ts, self.history, summary, self.workdir, ex)
+
+    @property
+    def mode_of_lanes(self) -> Any:
+        return None if self.lanes is None else self.experiment.run.order
+
+    def start(self, resident: Any, init_from: str | os.PathLike[str] | None = None) -> tuple[TrainState, int]:
+        """The state to go on from and its step. Order of precedence: resume, init_from, scratch."""
+        template = jax.eval_shape(lambda: self._create(resident))
+        try:
+            found = self.checkpoints.restore(template)
+        except Mismatch as error:
+            raise SettingsError(f"--workdir={self.workdir}: its checkpoint is of another program: {error}") from None
+        if found is not None:
+            ts = self.place.state(found[0])
+            step = int(np.max(jax.device_get(ts.step)))
+            logging.info("resuming %s at step %d", self.workdir, step)
+            self._say(f"Resuming {self.workdir} at step {step}.")
+            return ts, step
+        ts = jax.jit(self._create)(resident)
+        if init_from is not None:
+            ts = self._graft(ts, Path(init_from))
+            self._say(f"Starting from the parameters of {init_from}.")
+        return self.place.state(ts), 0
+
+    def _create(self, resident: Any) -> TrainState:
+        ex = self.experiment
+        slot = ex.train_data.slot(self.seeds[0], 0)
+        batch = ex.train_data.fetch(resident, slot)
+        if self.lanes is None:
+            return create(ex.init, ex.step, jax.random.key(self.seeds[0]), batch, ex.frozen)
+        keys = jax.vmap(jax.random.key)(np.asarray(self.seeds, np.uint32))
+        return jax.vmap(lambda key: create(ex.init, ex.step, key, batch, ex.frozen))(keys)
+
+    def _graft(self, ts: TrainState, other: Path) -> TrainState:
+        if not (other / "checkpoints").is_dir():
+            raise SettingsError(f"--init_from={other}: no checkpoints there; give the workdir of a run")
+        try:
+            found, _ = restore_params(other / "checkpoints", View(ts.params, ts.state))
+        except (Mismatch, NothingVerified) as error:
+            raise SettingsError(f"--init_from={other}: {error}") from None
+        ts = ts.replace(params=found.params, state=found.state)
+        if ts.ema is not None:
+            ema = View({k: ts.params[k] for k in ts.ema.params}, {k: ts.state[k] for k in ts.ema.state})
+            ts = ts.replace(ema=ema)
+        return jax.tree.map(jax.numpy.copy, ts)
+
+    def _jit(self, ts: TrainState) -> Callable[..., Any]:
+        return self.place.jit(ts)
+
+    def _slots(self, start: int, total: int) -> Iterator[Any]:
+        shared = self.mode_of_lanes == "shared"
+        return self.experiment.train_data.stream(self.seeds[:1] if shared else self.seeds, start, total)
+
+    # ------------------------------------------------------------------------------------------------------------ hooks
+    def _open_writers(self, start: int, total: int) -> None:
+        resume = start or None
+        writers: list[Any] = [JsonlWriter(self.workdir, resume), TensorBoardWriter(self.workdir, resume)]
+        if not self.quiet:
+            size = self.experiment.run.batch_size * len(self.seeds)
+            writers.append(Terminal(total, batch_size=size, start_step=start))
+        self._writers = Writers(*writers)
+
+    def _write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
+        epoch = step * self.experiment.run.batch_size / self.experiment.durations.n_train
+        scalars = {k: v for k, v in metrics.items() if np.ndim(v) <= 1}
+        self.history.append({"step": step, "epoch": epoch, "split": split, **scalars})
+        self._writers.write(step, epoch, split, scalars)
+
+    def _on_log(self, step: int, metrics: dict[str, Any]) -> None:
+        self._write(step, "train", metrics)
+
+    def _on_evaluate(self, step: int, ts: TrainState) -> None:
+        before = self.meter.seconds
+        for name in ("train_eval", "validation"):
+            if name in self.experiment.evals:
+                self.results[name] = self._evaluate(name, ts.eval_view())
+                self._write(step, name, self.results[name])
+        self._compiling["evaluate"] += self.meter.seconds - before
+
+    def _on_save(self, step: int, ts: TrainState) -> None:
+        meta = {
+            "config": self.experiment.settings,
+            "config_hash": config_hash(self.experiment.settings),
+            "position": step,
+            "seeds": list(self.seeds),
+        }
+        self.checkpoints.save(step, ts, meta)
+
+    def _blame(self, error: Diverged, resident: Any) -> str:
+        """The first leaf that is not finite when the bad step is made again, on the state before it."""
+        ex = self.experiment
+        lane = 0
+        if self.lanes is not None:
+            bad = np.asarray(jax.device_get(error.ts.opt_state["guard"]["bad_step"]))
+            lane = int(np.flatnonzero(bad == error.step)[0])
+        ts = error.ts if self.lanes is None else jax.tree.map(lambda x: x[lane], error.ts)
+        seed = self.seeds[0 if self.mode_of_lanes == "shared" else lane]
+        batch = ex.train_data.fetch(resident, ex.train_data.slot(seed, error.step))
+        ctx = Ctx(jax.random.fold_in(ts.key, error.step), np.int32(error.step), ex.frozen, ema=ts.ema)
+
+        def looked_at(params: Any) -> tuple[Any, Any]:
+            loss, aux = ex.objective.apply(params, ts.state, batch, ctx)
+            return loss, {"batch": dict(batch), "outputs": aux.outputs, "loss": loss}
+
+        gradient, seen = jax.jit(jax.grad(looked_at, has_aux=True))(ts.params)
+        for path, leaf in jax.tree_util.tree_leaves_with_path({**seen, "gradient": gradient}, is_leaf=None):
+            if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(jax.device_get(leaf)).all():
+                return jax.tree_util.keystr(path, simple=True, separator="/")
+        return "none when the step is made again alone"
+
+    # ------------------------------------------------------------------------------------------------- after the training
+    def _evaluate(self, name: str, view: View) -> dict[str, Any]:
+        told = self.experiment.evals[name]
+        key = jax.random.key(EVAL_KEY)
+        out = evaluate(told.objective, view, told.batches, key, frozen=self.experiment.frozen, lanes=self.lanes)
+        return {k: np.asarray(v) if self.lanes else v for k, v in out.items()}
+
+    def evaluate_all(self, ts: TrainState) -> dict[str, dict[str, Any]]:
+        """Every evaluation, on the averaged parameters where there are some; test is looked at here and only here."""
+        before = time.perf_counter()
+        step = int(np.max(jax.device_get(ts.step)))
+        for name in self.experiment.evals:
+            if name in ("train_eval", "validation") and name in self.results:
+                continue
+            self.results[name] = self._evaluate(name, ts.eval_view())
+            self._write(step, name, self.results[name])
+        self._compiling["final"] = time.perf_counter() - before
+        return self.results
+
+    def summarised(self) -> dict[str, Any]:
+        """The results so far, as in summary.json."""
+        return {name: summarise(m) for name, m in self.results.items()}
+
+    def draw(self, ts: TrainState, only: tuple[str, ...] = ()) -> list[str]:
+        """Makes the artifacts of the first seed."""
+        view = ts.eval_view() if self.lanes is None else ts.eval_view().lane(0)
+        made = []
+        for name, fn in self.experiment.artifacts.items():
+            if only and name not in only:
+                continue
+            artifacts.save(self.workdir / "artifacts", name, fn(view, jax.random.key(EVAL_KEY)))
+            made.append(name)
+        return made
+
+    def predict(self, ts: TrainState) -> Path:
+        """Predictions for every row of the test split, as WORKDIR/artifacts/predictions.npz; by the first seed."""
+        ex = self.experiment
+        view = ts.eval_view() if self.lanes is None else ts.eval_view().lane(0)
+        fn = jax.jit(ex.predict)
+        parts, size = [], ex.run.eval_batch_size or ex.run.batch_size
+        for start in range(0, len(ex.dataset.test), size):
+            index = np.arange(start, start + size).clip(max=len(ex.dataset.test) - 1)  # the last batch repeats a row
+            rows = {"x": ex.dataset.test.__getitems__(index)["x"]}
+            parts.append(jax.device_get(fn(view, rows, jax.random.key(EVAL_KEY))))
+        n = len(ex.dataset.test)
+        told = {k: np.concatenate([p[k] for p in parts])[:n] for k in parts[0]}
+        path = self.workdir / "artifacts" / "predictions.npz"
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".tmp.npz")
+        np.savez(temporary, **told)
+        temporary.replace(path)
+        return path
+
+    def _finish(
+        self, ts: TrainState, status: str, seconds: Mapping[str, float], start: int, signum: int | None
+    ) -> dict[str, Any]:
+        ex = self.experiment
+        baselines = ex.baselines() if ex.run.baselines and status == "finished" else {}
+        step = int(np.max(jax.device_get(ts.step)))
+        compiling = self.meter.seconds
+        in_step = max(0.0, seconds.get("step", 0.0) - (compiling - sum(self._compiling.values())))
+        made = (step - start) * ex.run.batch_size * len(self.seeds)
+        data = ex.dataset
+        summary = {
+            "status": status,
+            "config_name": self.name,
+            "workdir": str(self.workdir),
+            "command": self.command,
+            "step": step,
+            "epochs": step * ex.run.batch_size / ex.durations.n_train,
+            "seeds": len(self.seeds),
+            "metrics": self.summarised(),
+            "baselines": baselines,
+            "better": ex.better,
+            "params": parameter_count(ts.params) // len(self.seeds),
+            "compile_count": self.meter.count,
+            "examples_per_second": made / in_step if in_step else 0.0,
+            "seconds": {
+                "total": time.perf_counter() - self.began,
+                "compile": compiling,
+                "step": in_step,
+                "data_wait": seconds.get("data_wait", 0.0),
+                "evaluate": seconds.get("evaluate", 0.0),
+                "checkpoint": seconds.get("checkpoint", 0.0),
+            },
+            "peak_rss_mb": environment.peak_rss_mb(),
+            "device": environment.device(),
+            "versions": environment.versions(),
+            "git": environment.git_revision(),
+            "data": {
+                "name": data.name,
+                "source": data.source,
+                "fingerprint": data.fingerprint,
+                "n_train": len(data.train),
+                "n_validation": len(data.validation),
+                "n_test": len(data.test),
+            },
+        }
+        if signum is not None:
+            summary["signal"] = signum
+        write_json(self.workdir / "summary.json", summary)
+        self._writers.close()
+        report.write(self.workdir)
+        return summary
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            print(text, flush=True)
+
+
+def _peek(slots: Iterator[Any]) -> tuple[Iterator[Any], Any]:
+    """The iterator, unchanged, and its first element; (empty, None) at the end of a run."""
+    first = next(slots, None)
+    return (slots if first is None else itertools.chain([first], slots)), first

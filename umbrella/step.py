@@ -1,0 +1,284 @@
+"""Steps: what turns one TrainState and one batch into the next TrainState. Floor 3.
+
+A Step is a pair (init, apply): init adds the slots that it will use to the state, apply runs it. Steps compose:
+`alternate`, `repeat`, `then`, `guard`. `program` makes the function that is compiled; it alone touches `step` and `key`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from umbrella.gradients import GradFn
+from umbrella.metrics import Mean, merge
+from umbrella.objective import Array, Batch, Ctx, Params, PyTree, View
+from umbrella.train_state import TrainState
+
+tmap = jax.tree.map
+Metrics = dict[str, Any]
+WATCHED = ("objective", "grad_norm")  # what update reports and guard reads
+
+
+class Step(NamedTuple):
+    init: Callable[[TrainState], TrainState]  # adds its slots; a clash is an error
+    apply: Callable[[TrainState, Batch, Ctx], tuple[TrainState, Metrics]]  # never touches step or key
+
+
+class After(NamedTuple):
+    init: Callable[[TrainState], TrainState]
+    apply: Callable[[TrainState, TrainState, Ctx], TrainState]  # (old, new, ctx)
+
+
+# -------------------------------------------------------------------------------------------------------- making updates
+def update(
+    grad_fn: GradFn, tx: optax.GradientTransformation, *, wrt: tuple[str, ...] = (), name: str | None = None
+) -> Step:
+    """One optax update of the scopes in `wrt` (of all when empty).
+
+    Its optimiser state lives in ts.opt_state[slot], slot = name or "+".join(wrt) or "all". Reports "objective" (the loss
+    that was differentiated) and "grad_norm" (global, before the optimiser); prefixes its metrics with the slot when it
+    is named or has a `wrt`.
+
+    Raises (at init):
+      ValueError: the slot is taken, or `wrt` names a scope that does not exist.
+    """
+    slot = name or "+".join(wrt) or "all"
+    prefix = f"{slot}/" if name or wrt else ""
+
+    def free_of(params: Params) -> Params:
+        return {k: v for k, v in params.items() if not wrt or k in wrt}
+
+    def init(ts: TrainState) -> TrainState:
+        if slot in ts.opt_state:
+            raise ValueError(f"two updates share the slot {slot!r}: give one of them a name")
+        if missing := sorted(set(wrt) - set(ts.params)):
+            raise ValueError(f"wrt names {missing}, the parameters have the scopes {sorted(ts.params)}")
+        return ts.replace(opt_state={**ts.opt_state, slot: tx.init(free_of(ts.params))})
+
+    def apply(ts: TrainState, batch: Batch, ctx: Ctx) -> tuple[TrainState, Metrics]:
+        free = free_of(ts.params)
+        fixed = {k: v for k, v in ts.params.items() if k not in free}
+        g, loss, aux = grad_fn(free, fixed, ts.state, batch, ctx.replace(ema=ts.ema))
+        norm = optax.tree.norm(g)
+        with jax.numpy_dtype_promotion("standard"), jax.named_scope("optimizer"):  # optax computes decay ** count
+            updates, opt = tx.update(g, ts.opt_state[slot], free)
+            free = optax.apply_updates(free, updates)
+        one = jnp.ones((), norm.dtype)
+        told = {**aux.metrics, "objective": Mean(loss * aux.count, aux.count), "grad_norm": Mean(norm, one)}
+        new = ts.replace(
+            params={**ts.params, **free},
+            state={**ts.state, **aux.state},
+            opt_state={**ts.opt_state, slot: opt},
+        )
+        return new, {prefix + k: v for k, v in told.items()}
+
+    return Step(init, apply)
+
+
+def alternate(*steps: Step, split: bool = False) -> Step:
+    """The steps in order, each on the state that the last one left: GAN, DARTS.
+
+    Args:
+      split: each turn gets its own slice of the batch instead of the whole. The same Step may appear many times; it owns
+        one slot.
+    """
+    turns = len(steps)
+
+    def init(ts: TrainState) -> TrainState:
+        for s in dict.fromkeys(steps):
+            ts = s.init(ts)
+        return ts
+
+    def apply(ts: TrainState, batch: Batch, ctx: Ctx) -> tuple[TrainState, Metrics]:
+        if split:
+            _refuse_carry(ts)
+        told: Metrics = {}
+        for i, s in enumerate(steps):
+            part = tmap(lambda x, i=i: _turns(x, turns)[i], dict(batch)) if split else batch
+            ts, m = s.apply(ts, part, ctx.fork("turn", i))
+            told |= {k: merge(told[k], v) if k in told else v for k, v in m.items()}
+        return ts, told
+
+    return Step(init, apply)
+
+
+def repeat(step: Step, k: int, *, split: bool = False) -> Step:
+    """The step k times in one scan, a program of constant size: alternate(repeat(disc, 5), gen)."""
+
+    def apply(ts: TrainState, batch: Batch, ctx: Ctx) -> tuple[TrainState, Metrics]:
+        if split:
+            _refuse_carry(ts)
+        parts = tmap(lambda x: _turns(x, k), dict(batch)) if split else None
+
+        def body(ts: TrainState, x: tuple[Array, Batch | None]) -> tuple[TrainState, Metrics]:
+            i, part = x
+            return step.apply(ts, batch if part is None else part, ctx.fork("repeat", i))
+
+        ts, told = jax.lax.scan(body, ts, (jnp.arange(k), parts), length=k)
+        return ts, tmap(lambda x: x.sum(0), told)
+
+    return Step(step.init, apply)
+
+
+def _turns(x: Array, n: int) -> Array:
+    if x.shape[0] % n:
+        raise ValueError(f"{n} turns do not divide a batch of {x.shape[0]}")
+    return x.reshape((n, x.shape[0] // n, *x.shape[1:]))
+
+
+def _refuse_carry(ts: TrainState) -> None:
+    if "carry" in ts.state:
+        raise ValueError("split=True does not slice the per-example scope 'carry': give every turn the whole batch")
+
+
+# ----------------------------------------------------------------------------------------------------- after the update
+def then(step: Step, *after: After) -> Step:
+    """The step, then each After in order: then(step, ema(0.999))."""
+
+    def init(ts: TrainState) -> TrainState:
+        ts = step.init(ts)
+        for a in after:
+            ts = a.init(ts)
+        return ts
+
+    def apply(ts: TrainState, batch: Batch, ctx: Ctx) -> tuple[TrainState, Metrics]:
+        new, told = step.apply(ts, batch, ctx)
+        for a in after:
+            new = a.apply(ts, new, ctx)
+        return new, told
+
+    return Step(init, apply)
+
+
+def ema(decay: float, *, only: tuple[str, ...] = ()) -> After:
+    """Exponential moving averages of parameters and of float state (BatchNorm's statistics), debiased at every step.
+
+    After t updates the average is sum_i decay^(t-i) x_i / sum_i decay^(t-i): the initial value has no weight at all. It is
+    kept in that form by ema += (1 - decay) / (1 - decay^t) * (x - ema). Integers are copied; "carry" is never averaged.
+
+    Args:
+      decay: in [0, 1); 0 copies.
+      only: the scopes to average; all when empty. Scopes that a later wrapper adds are not seen.
+
+    Source: Polyak and Juditsky 1992; the debiasing is Kingma and Ba 2015, section 3, applied to weights.
+    """
+
+    def seen(scopes: dict[str, PyTree]) -> dict[str, PyTree]:
+        return {k: v for k, v in scopes.items() if k != "carry" and (not only or k in only)}
+
+    def init(ts: TrainState) -> TrainState:
+        if ts.ema is not None:
+            raise ValueError("the state already keeps an average: one ema is enough")
+        if missing := sorted(set(only) - set(ts.params) - set(ts.state)):
+            raise ValueError(f"ema of {missing}: the parameters have the scopes {sorted(ts.params)}")
+        count = {**ts.opt_state, "ema": {"count": jnp.int32(0)}}
+        return ts.replace(opt_state=count, ema=tmap(jnp.copy, View(seen(ts.params), seen(ts.state))))
+
+    def apply(old: TrainState, new: TrainState, ctx: Ctx) -> TrainState:
+        assert old.ema is not None
+        count = old.opt_state["ema"]["count"] + 1
+        gain = (1 - decay) / (1 - jnp.float32(decay) ** count.astype(jnp.float32))
+
+        def average(a: Array, x: Array) -> Array:
+            return a + gain.astype(x.dtype) * (x - a) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+        now = View({k: new.params[k] for k in old.ema.params}, {k: new.state[k] for k in old.ema.state})
+        with jax.named_scope("ema"):
+            averaged = tmap(average, old.ema, now)
+        return new.replace(opt_state={**new.opt_state, "ema": {"count": count}}, ema=averaged)
+
+    return After(init, apply)
+
+
+def guard(step: Step, policy: Literal["skip", "halt"] = "skip") -> Step:
+    """Undoes a non-finite update on the device, all or nothing, lane by lane. Outermost.
+
+    skip: everything but the counter stays as it was, to the bit, and "skipped" counts it. halt: the same, and every later
+    step is skipped too, so that the host, which reads late, still holds the state before the bad step, whose number is in
+    opt_state["guard"]["bad_step"] (-1: none). Its presence changes how XLA fuses: on finite data a run with it equals a
+    run without it to rounding, not to the bit, so it is always on.
+    """
+
+    def init(ts: TrainState) -> TrainState:
+        ts = step.init(ts)
+        if policy == "skip":
+            return ts
+        return ts.replace(opt_state={**ts.opt_state, "guard": {"bad_step": jnp.int32(-1)}})
+
+    def apply(ts: TrainState, batch: Batch, ctx: Ctx) -> tuple[TrainState, Metrics]:
+        new, told = step.apply(ts, batch, ctx)
+        watched = [m.total for k, m in told.items() if k.split("/")[-1] in WATCHED]
+        stop = ~jnp.all(jnp.isfinite(jnp.stack(watched)))
+        flag = None
+        if policy == "halt":
+            first = ts.opt_state["guard"]["bad_step"]
+            flag = {"bad_step": jnp.where(first >= 0, first, jnp.where(stop, ctx.step, -1))}
+            stop = stop | (first >= 0)
+        with jax.named_scope("guard"):
+            out = tmap(lambda a, b: _keep(stop, a, b), ts, new)
+            told = tmap(lambda x: jnp.where(stop, jnp.zeros_like(x), x), told)
+        if flag is not None:
+            out = out.replace(opt_state={**out.opt_state, "guard": flag})
+        return out, {**told, "skipped": Mean(stop.astype(jnp.float32), jnp.ones((), jnp.float32))}
+
+    return Step(init, apply)
+
+
+def _keep(stop: Array, old: Array, new: Array) -> Array:
+    if old is new or jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
+        return new
+    return jnp.where(stop, old, new)
+
+
+# ---------------------------------------------------------------------------------------------------- the compiled step
+def stream(resident: PyTree, slot: Batch) -> Batch:
+    """A fetch for data read on the host: the slot is the batch."""
+    return slot
+
+
+def gather(resident: dict[str, Array], slot: Batch) -> Batch:
+    """A fetch for data that lies on the device: the rows slot["idx"] i32[B] of every column, and the slot's other entries."""
+    rows = {k: v[slot["idx"]] for k, v in resident.items()}
+    return {**rows, **{k: v for k, v in slot.items() if k != "idx"}}
+
+
+Program = Callable[[TrainState, PyTree, PyTree, PyTree], tuple[TrainState, Metrics]]
+
+
+def program(
+    step: Step,
+    *,
+    fetch: Callable[[PyTree, Any], Batch] = stream,
+    steps: int = 1,
+    lanes: Literal["own", "shared"] | None = None,
+) -> Program:
+    """(ts, frozen, resident, slot) -> (ts, metrics), not yet compiled: builds the context, fetches, steps, counts.
+
+    Args:
+      fetch: (resident, slot) -> batch, inside the program.
+      steps: how many steps a call makes; the slot then has a leading axis of that size (after the lanes' axis), and the
+        metrics are summed. Equal to as many calls to the bit.
+      lanes: None for one run; K runs as one program when the state has a leading axis [K]: "own", every lane has its own
+        slot, as its solo run would; "shared", all see the same (paired comparisons).
+    """
+
+    def one(ts: TrainState, frozen: PyTree, resident: PyTree, slot: PyTree) -> tuple[TrainState, Metrics]:
+        ctx = Ctx(jax.random.fold_in(ts.key, ts.step), ts.step, frozen)
+        with jax.named_scope("fetch"):
+            batch = fetch(resident, slot)
+        new, told = step.apply(ts, batch, ctx)
+        return new.replace(step=ts.step + 1), told
+
+    def many(ts: TrainState, frozen: PyTree, resident: PyTree, slots: PyTree) -> tuple[TrainState, Metrics]:
+        ts, told = jax.lax.scan(lambda t, s: one(t, frozen, resident, s), ts, slots, length=steps)
+        return ts, tmap(lambda x: x.sum(0), told)
+
+    run = one if steps == 1 else many
+    return run if lanes is None else jax.vmap(run, in_axes=(0, None, None, 0 if lanes == "own" else None))
+
+
+def train_step(step: Step, *, jit: Callable[..., Any] = jax.jit, **program_args: Any) -> Any:
+    """The compiled program. It donates the state and nothing else."""
+    return jit(program(step, **program_args), donate_argnums=0)

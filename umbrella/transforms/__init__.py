@@ -1,0 +1,100 @@
+"""Techniques. `TABLE` says which name in a config means which factory: an explicit table, nothing registers itself."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from umbrella import settings
+from umbrella.objective import Transform
+from umbrella.transforms.adversarial import (
+    adversarial,
+    fgsm,
+    fgsm_adversarial,
+    pgd,
+    pgd_adversarial,
+    random_noise,
+)
+from umbrella.transforms.batch import binarise, label_smoothing, mixup, pixels, reconstruct
+from umbrella.transforms.bound import importance_weighted
+from umbrella.transforms.penalty import l2
+from umbrella.transforms.reparam import lora
+from umbrella.transforms.sam import sam
+
+__all__ = [
+    "TABLE",
+    "adversarial",
+    "binarise",
+    "build",
+    "check_sections",
+    "fgsm",
+    "importance_weighted",
+    "l2",
+    "label_smoothing",
+    "lora",
+    "mixup",
+    "pgd",
+    "pixels",
+    "random_noise",
+    "reconstruct",
+    "sam",
+]
+
+TABLE = {
+    "adversarial": pgd_adversarial,
+    "fgsm": fgsm_adversarial,
+    "importance_weighted": importance_weighted,
+    "l2": l2,
+    "label_smoothing": label_smoothing,
+    "lora": lora,
+    "mixup": mixup,
+    "sam": sam,
+}
+
+
+def build(
+    names: tuple[str, ...],
+    sections: Mapping[str, Mapping[str, Any]],
+    *,
+    log: dict[str, Any] | None = None,
+    **context: Any,
+) -> tuple[Transform, ...]:
+    """The transforms that `names` name, in their order, each made from its section of the config.
+
+    A section is named after its technique, or names it: pgd40 = dict(technique="adversarial", steps=40).
+
+    Args:
+      context: what the pipeline provides for the factories' positional parameters: base, classes, bounds...
+
+    Raises:
+      SettingsError: no such technique, or settings that do not fit it.
+    """
+    made = []
+    for name in names:
+        kind, rest = _kind_of(name, sections.get(name, {}))
+        made.append(settings.call(TABLE[kind], rest, f"{name}.", context, log=log))
+        if log is not None and kind != name:
+            log[name] = {"technique": kind, **log[name]}
+    return tuple(made)
+
+
+def check_sections(sections: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    """Checks every section, used or not: a typo in one that waits for its turn is a typo all the same.
+
+    Raises:
+      SettingsError: a section that is neither a technique nor one of the `known` keys, or settings that do not fit.
+    """
+    for name, section in sections.items():
+        if name not in TABLE and not (isinstance(section, Mapping) and "technique" in section):
+            raise settings.SettingsError(f"config.{name}: no such setting{settings.near(name, [*known, *TABLE])}")
+        kind, rest = _kind_of(name, section)
+        settings.check(TABLE[kind], rest, f"{name}.")
+
+
+def _kind_of(name: str, section: Any) -> tuple[str, dict[str, Any]]:
+    if not isinstance(section, Mapping):
+        raise settings.SettingsError(f"config.{name}: {section!r} is no section of settings for a technique")
+    rest = dict(section)
+    kind = rest.pop("technique", name)
+    if kind not in TABLE:
+        where = f"config.{name}.technique" if kind != name else "config"
+        raise settings.SettingsError(f"{where}: no technique {kind!r}{settings.near(str(kind), TABLE)}")
+    return kind, rest

@@ -1,0 +1,194 @@
+"""Attacks on the input, and training or measuring under them. Floor 2."""
+
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from umbrella.objective import Array, Aux, Batch, Ctx, Objective, Params, State, Transform, stop_gradient
+from umbrella.settings import Count, NonNegative, Positive
+from umbrella.unroll import unroll
+
+
+class Attack(Protocol):
+    """A worse input for the objective: (objective, params, state, x -> batch, x, ctx) -> x, same shape and dtype."""
+
+    def __call__(
+        self, objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str, /
+    ) -> Array: ...
+
+
+def adversarial(
+    attack: Attack, *, probe: Objective | None = None, train_mode: bool = False, on: str = "x"
+) -> Transform:
+    """Replaces the input by what `attack` makes of it, in training and in evaluation.
+
+    So `adversarial(pgd(...))(base)` is adversarial training when it is stepped on, and robust accuracy when it is
+    evaluated.
+
+    Args:
+      probe: the objective that the attack climbs; what is wrapped when None (under label smoothing, give the plain one).
+      train_mode: whether probes run in training mode. By default they run in evaluation mode (no dropout, BatchNorm by
+        its running averages), which switches off every train-only transform inside, too. Their state is thrown away:
+        one pass counts.
+      on: "x", or "x/image" for one entry of a dict.
+
+    Source: Madry et al. 2018, eq. 2.1.
+    """
+
+    def wrap(o: Objective) -> Objective:
+        target = o if probe is None else probe
+
+        def apply(params: Params, state: State, batch: Batch, ctx: Ctx) -> tuple[Array, Aux]:
+            with jax.named_scope("adversarial"):
+                looking = ctx if train_mode else ctx.eval()
+                x = attack(target, stop_gradient(params), state, batch, looking, on)
+            return o.apply(params, state, put(batch, on, stop_gradient(x)), ctx)
+
+        return o._replace(apply=apply)
+
+    return wrap
+
+
+def pgd(
+    *,
+    eps: float,
+    steps: int = 7,
+    step_size: float | None = None,
+    norm: Literal["linf", "l2"] = "linf",
+    random_start: bool = True,
+    bounds: tuple[float, float] | None = None,
+) -> Attack:
+    """Projected gradient ascent on the loss within a ball around the input.
+
+    Args:
+      eps: the radius, in units of the input. 0 returns the input.
+      steps: gradient steps.
+      step_size: in units of the input; 2.5 eps / steps when None, so that the attack can cross the ball (Madry et al.).
+      norm: "linf", or "l2" over all axes of an example.
+      random_start: uniform in the linf ball, uniform on the l2 sphere's directions with a uniform radius.
+      bounds: the valid range of an input; the result is clipped into it.
+
+    Source: Madry et al. 2018, section 2.1.
+    """
+    ball = {"linf": _Linf, "l2": _L2}[norm]
+    size = 2.5 * eps / steps if step_size is None else step_size
+
+    def attack(objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str) -> Array:
+        x0 = take(batch, on)
+
+        def inside(delta: Array) -> Array:
+            delta = ball.project(delta, eps)
+            return delta if bounds is None else jnp.clip(x0 + delta, *bounds) - x0
+
+        def climb(_: int, delta: Array) -> Array:
+            g = jax.grad(lambda d: objective.apply(params, state, put(batch, on, x0 + d), ctx)[0])(delta)
+            return inside(delta + size * ball.steepest(g))
+
+        start = ball.sample(ctx.rng("pgd"), x0, eps) if random_start else jnp.zeros_like(x0)
+        return x0 + jax.lax.fori_loop(0, steps, climb, inside(start), unroll=unroll(steps))
+
+    return attack
+
+
+def fgsm(*, eps: float, bounds: tuple[float, float] | None = None) -> Attack:
+    """One signed gradient step of size eps from the input itself.
+
+    Source: Goodfellow et al. 2015, section 4.
+    """
+    return pgd(eps=eps, steps=1, step_size=eps, random_start=False, bounds=bounds)
+
+
+def random_noise(*, eps: float, bounds: tuple[float, float] | None = None) -> Attack:
+    """Uniform noise in the linf ball: the control that an attack must beat."""
+
+    def attack(objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str) -> Array:
+        x = take(batch, on)
+        x = x + _Linf.sample(ctx.rng("noise"), x, eps)
+        return x if bounds is None else jnp.clip(x, *bounds)
+
+    return attack
+
+
+# ------------------------------------------------------------------------------------------- the table's two entries
+def pgd_adversarial(
+    base: Objective,
+    bounds: tuple[float, float] | None,
+    *,
+    eps: NonNegative,
+    steps: Count = 7,
+    step_size: Positive | None = None,
+    norm: Literal["linf", "l2"] = "linf",
+    random_start: bool = True,
+    probe: Literal["wrapped", "base"] = "wrapped",
+    train_mode: bool = False,
+) -> Transform:
+    """`adversarial(pgd(...))` from settings; probe "base" attacks the plain loss whatever is wrapped."""
+    attack = pgd(eps=eps, steps=steps, step_size=step_size, norm=norm, random_start=random_start, bounds=bounds)
+    return adversarial(attack, probe=base if probe == "base" else None, train_mode=train_mode)
+
+
+def fgsm_adversarial(
+    base: Objective,
+    bounds: tuple[float, float] | None,
+    *,
+    eps: NonNegative,
+    probe: Literal["wrapped", "base"] = "wrapped",
+    train_mode: bool = False,
+) -> Transform:
+    """`adversarial(fgsm(...))` from settings."""
+    return adversarial(fgsm(eps=eps, bounds=bounds), probe=base if probe == "base" else None, train_mode=train_mode)
+
+
+# --------------------------------------------------------------------------------------------------------------- helpers
+class _Linf:
+    @staticmethod
+    def project(delta: Array, eps: float) -> Array:
+        return jnp.clip(delta, -eps, eps)
+
+    @staticmethod
+    def steepest(g: Array) -> Array:
+        return jnp.sign(g)
+
+    @staticmethod
+    def sample(key: Array, like: Array, eps: float) -> Array:
+        return jax.random.uniform(key, like.shape, like.dtype, -eps, eps)
+
+
+class _L2:
+    @staticmethod
+    def project(delta: Array, eps: float) -> Array:
+        return delta * jnp.minimum(1, eps / jnp.maximum(_norms(delta), 1e-12))
+
+    @staticmethod
+    def steepest(g: Array) -> Array:
+        return g / jnp.maximum(_norms(g), 1e-12)
+
+    @staticmethod
+    def sample(key: Array, like: Array, eps: float) -> Array:
+        key_way, key_radius = jax.random.split(key)
+        way = _L2.steepest(jax.random.normal(key_way, like.shape, like.dtype))
+        shape = (like.shape[0],) + (1,) * (like.ndim - 1)
+        return eps * way * jax.random.uniform(key_radius, shape, like.dtype)
+
+
+def _norms(x: Array) -> Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)), keepdims=True))
+
+
+def take(batch: Batch, on: str) -> Array:
+    """The array at "x" or "x/image"."""
+    node: Any = batch
+    for k in on.split("/"):
+        node = node[k]
+    if not hasattr(node, "dtype"):
+        raise TypeError(f"an attack on {on!r}: that is a {type(node).__name__}; name one entry, such as on='x/image'")
+    if not jnp.issubdtype(node.dtype, jnp.floating):
+        raise TypeError(f"an attack on {on!r}: its dtype is {node.dtype}, which has no gradient")
+    return node
+
+
+def put(batch: Batch, on: str, value: Array) -> Batch:
+    """A batch with `value` at "x" or "x/image"; the given one is left as it was."""
+    first, *rest = on.split("/")
+    return {**batch, first: put(batch[first], "/".join(rest), value) if rest else value}

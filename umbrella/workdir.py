@@ -1,0 +1,126 @@
+"""The workdir of a run and the JSON files in it. Floor 4."""
+
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from umbrella.settings import SettingsError
+
+EXTENSIBLE = (  # what may change when a run is continued: how long, how often, what is printed; not what is computed
+    "train_for",
+    "log_every",
+    "eval_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "baselines",
+    "evals",
+)
+
+
+def plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A dict of dicts, tuples and scalars from a ConfigDict or a dict; shares nothing with it."""
+    config = config.to_dict() if hasattr(config, "to_dict") else config
+
+    def copy(v: Any) -> Any:
+        if isinstance(v, Mapping):
+            return {str(k): copy(x) for k, x in v.items()}
+        return tuple(copy(x) for x in v) if isinstance(v, tuple | list) else v
+
+    return copy(config)
+
+
+def config_hash(settings: Mapping[str, Any]) -> str:
+    """Of everything that decides what is computed."""
+    kept = {k: v for k, v in settings.items() if k not in EXTENSIBLE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def claim(workdir: str | os.PathLike[str] | None, name: str, settings: Mapping[str, Any]) -> Path:
+    """The workdir, made and writable, with the resolved config in it. Before anything compiles.
+
+    Raises:
+      SettingsError: it cannot be written, or holds a run of another config.
+    """
+    given = f"--workdir={workdir}"
+    if workdir is None:
+        stem = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        tries = (Path(stem if not i else f"{stem}-{i}") for i in range(1000))
+        workdir = next(p for p in tries if not p.exists())
+    path = Path(workdir).expanduser().absolute()
+    before = path / "config.json"
+    settings = jsonable(settings)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if before.exists():
+            _same(json.loads(before.read_text()), settings, given)
+        write_json(before, settings)
+    except OSError as error:
+        raise SettingsError(f"{given}: cannot be written: {error.strerror or error}") from None
+    except json.JSONDecodeError:
+        raise SettingsError(f"{given}: its config.json is damaged; give another workdir") from None
+    return path
+
+
+def _same(before: Mapping[str, Any], now: Mapping[str, Any], given: str) -> None:
+    old, new = flatten(before), flatten(now)
+    changed = sorted(
+        k for k in {*old, *new} if k.split(".")[0] not in EXTENSIBLE and old.get(k, None) != new.get(k, None)
+    )
+    if changed:
+        told = "; ".join(f"{k} was {old.get(k, 'absent')!r}, is {new.get(k, 'absent')!r}" for k in changed[:5])
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise SettingsError(f"{given}: holds a run of another config ({told}{more}); give another workdir")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    out: dict[str, Any] = {}
+    for k, v in tree.items():
+        out |= flatten(v, f"{prefix}{k}.") if isinstance(v, Mapping) and v else {f"{prefix}{k}": v}
+    return out
+
+
+def summarise(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A float per metric, or mean, 95 % confidence interval (Student's t) and values over seeds."""
+    return {name: over_seeds(v) if np.ndim(v) == 1 else float(v) for name, v in metrics.items() if np.ndim(v) <= 1}
+
+
+def over_seeds(values: Any) -> dict[str, Any]:
+    """{"mean", "ci95": [lo, hi], "n", "values"} of K values.
+
+    >>> over_seeds([1.0, 2.0, 3.0])["ci95"]  # 2 +- t(.975, 2) * 1 / sqrt(3) = 2 +- 4.3027 * .57735
+    [-0.484..., 4.484...]
+    """
+    from scipy import stats
+
+    v = np.asarray(values, np.float64)
+    half = stats.t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v)) if len(v) > 1 else float("nan")
+    mean = float(v.mean())
+    return {"mean": mean, "ci95": [mean - half, mean + half], "n": len(v), "values": v.tolist()}
+
+
+def jsonable(value: Any) -> Any:
+    """JSON's types; numbers that are not finite become null."""
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return [jsonable(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes the whole file or leaves it as it was."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(jsonable(value), indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)
