@@ -1,8 +1,8 @@
 """A variational autoencoder of handwritten digits (Kingma and Welling 2014).
 
-    python launch.py --config=configs/vae.py             scikit-learn's digits, which need no download
-    python launch.py --config=configs/vae.py:mnist       dynamically binarised MNIST, 200-200-50 as in Burda et al. 2016
-    python launch.py --config=configs/vae.py:cifar10     CIFAR-10 under a discretised logistic
+python launch.py --config=configs/vae.py             scikit-learn's digits, which need no download
+python launch.py --config=configs/vae.py:mnist       dynamically binarised MNIST, 200-200-50 as in Burda et al. 2016
+python launch.py --config=configs/vae.py:cifar10     CIFAR-10 under a discretised logistic
 """
 
 from ml_collections import ConfigDict

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def tfds_dir() -> Path | None:
-    """Where prepared TFDS sets are: TFDS_DATA_DIR, or shared/data/tfds beside the checkout; None when there are none."""
+    """Where prepared TFDS sets are: TFDS_DATA_DIR, or shared/data/tfds beside the checkout; else None."""
     for place in (os.environ.get("TFDS_DATA_DIR"), ROOT.parent / "shared" / "data" / "tfds"):
         if place and (Path(place) / "mnist").is_dir():
             return Path(place).resolve()

@@ -1,7 +1,8 @@
 """The laws of a technique, tested once over one table. Adding a technique adds a row to TABLE.
 
-A row says how to make the transform at full and at zero strength, which problem it is for, and where it is an exception by
-its nature: `eval` (what it does in evaluation), `microbatch` (whether slices are exact), `cost` (the FLOPs it promises).
+A row says how to make the transform at full and at zero strength, which problem it is for, and where it is an exception
+by its nature: `eval` (what it does in evaluation), `microbatch` (whether slices are exact), `cost` (the FLOPs it
+promises).
 """
 
 import dataclasses
@@ -60,7 +61,9 @@ TABLE = {
     # Partners are drawn within the slice, so a slice mixes other pairs.
     "mixup": Row(lambda o: transforms.mixup(C, alpha=0.4), lambda o: transforms.mixup(C, alpha=0.0), microbatch=False),
     "binarise": Row(lambda o: transforms.binarise(), None, pictures, autoencoder, eval="acts"),
-    "pixels": Row(lambda o: transforms.pixels(2.0), lambda o: transforms.pixels(1.0), pictures, autoencoder, eval="acts"),
+    "pixels": Row(
+        lambda o: transforms.pixels(2.0), lambda o: transforms.pixels(1.0), pictures, autoencoder, eval="acts"
+    ),
     "fgsm": Row(
         lambda o: transforms.adversarial(transforms.fgsm(eps=0.1)),
         lambda o: transforms.adversarial(transforms.fgsm(eps=0.0)),
@@ -157,7 +160,12 @@ def test_full_strength_is_not_the_identity(name: str) -> None:
     row = TABLE[name]
     base, full = row.objective(), seen(name)
     params, state = base.init(row.batch(), context())
-    assert gap(grads(full, params, state, row.batch(), context())[0], grads(base, params, state, row.batch(), context())[0]) > 1e-6
+    assert (
+        gap(
+            grads(full, params, state, row.batch(), context())[0], grads(base, params, state, row.batch(), context())[0]
+        )
+        > 1e-6
+    )
 
 
 @every_row
@@ -180,7 +188,7 @@ def test_traces_once(name: str) -> None:
 
 @every_row
 def test_leaves_the_batch_untouched(name: str) -> None:
-    row, batch = TABLE[name], TABLE[name].batch()
+    batch = TABLE[name].batch()
     objective, before = seen(name), dict(batch)
     params, state = objective.init(batch, context())
     objective.apply(params, state, batch, context())

@@ -200,7 +200,7 @@ def test_on_a_terminal_a_bar_and_the_evaluations(monkeypatch, no_color):
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
     out = Tty()
-    terminal = Terminal(100, batch_size=10, file=out, clock=iter([0.0, 1.0, 2.0]).__next__, show=("loss",))
+    terminal = Terminal(100, batch_size=10, file=out, clock=iter([0.0, 1.0, 2.0]).__next__, hide=("[red]kl",))
     terminal.write(10, 0.1, "train", {"loss": 2.0, "[red]kl": 1.0})
     terminal.write(20, 0.2, "train", {"loss": 1.5})
     terminal.write(20, 0.2, "validation", {"loss": 1.75})

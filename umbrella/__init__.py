@@ -6,12 +6,12 @@
     robust = um.chain(um.label_smoothing(10, eps=0.1), um.adversarial(um.pgd(eps=0.1), probe=base))(base)
     step = um.guard(um.then(um.update(um.grad_of(robust), optax.adam(1e-3)), um.ema(0.999)))
 
-or `um.run(config)` for everything at once. Names are loaded when they are first used, so that importing the package costs
-nothing and starts no device.
+or `um.run(config)` for everything at once. Names are loaded when they are first used, so that importing the package
+costs nothing and starts no device.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -31,12 +31,33 @@ _HOME = {
     "settings": "SettingsError",
 }
 _NAMES = {name: home for home, names in _HOME.items() for name in names.split()}
-_MODULES = (
-    "artifacts baselines checkpoint data environment evaluation experiment gradients losses metrics models objective optim "
-    "parallel pipelines report runs settings step train_state transforms workdir writers"
-).split()
+_MODULES = [
+    "artifacts",
+    "baselines",
+    "checkpoint",
+    "data",
+    "environment",
+    "evaluation",
+    "experiment",
+    "gradients",
+    "losses",
+    "metrics",
+    "models",
+    "objective",
+    "optim",
+    "parallel",
+    "pipelines",
+    "report",
+    "runs",
+    "settings",
+    "step",
+    "train_state",
+    "transforms",
+    "workdir",
+    "writers",
+]
 
-__all__ = [*_NAMES, *_MODULES]  # noqa: PLE0604
+__all__ = [*_NAMES, *_MODULES]
 
 
 def __getattr__(name: str) -> Any:

@@ -37,17 +37,15 @@ def binary_images(
 ) -> dict[str, dict[str, float]]:
     """-log p in nats per binarised test image under independent pixels and under a mixture of Bernoullis (EM).
 
-    Both sets are binarised once, at random, from grey values in [0, 1]. The likelihoods are exact, so they compare with a
-    VAE's "nll" (an estimate from above) and "negative_elbo" (an upper bound); "loss" repeats it under the common name.
+    Both sets are binarised once, at random, from grey values in [0, 1]. The likelihoods are exact, so they compare
+    with a VAE's "nll" (an estimate from above) and "negative_elbo" (an upper bound).
 
     Args:
       train, test: f[N, ...] in [0, 1].
       components, rounds: of the mixture and of its EM; the seed is fixed.
     """
     rng = np.random.default_rng(0)
-    x, x_test = (
-        (rng.random(a.shape, np.float32) < a).astype(np.float32).reshape(len(a), -1) for a in (train, test)
-    )
+    x, x_test = ((rng.random(a.shape, np.float32) < a).astype(np.float32).reshape(len(a), -1) for a in (train, test))
     out = {"independent pixels": (np.ones(1), _smooth(x.sum(0)[None], np.array([float(len(x))])))}
     resp = np.zeros((len(x), components))
     resp[np.arange(len(x)), rng.integers(0, components, len(x))] = 1
@@ -59,7 +57,7 @@ def binary_images(
         resp /= resp.sum(1, keepdims=True)
     out[f"mixture of {components} Bernoullis"] = (resp.sum(0) / len(x), _smooth(resp.T @ x, resp.sum(0)))
     return {
-        name: {"nll": nll, "negative_elbo": nll, "loss": nll}
+        name: {"nll": nll, "negative_elbo": nll}
         for name, (weight, probability) in out.items()
         for nll in [float(-_logsumexp(_log_joint(x_test, weight, probability)).mean())]
     }

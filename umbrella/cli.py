@@ -17,7 +17,8 @@ from umbrella import settings
 from umbrella.settings import SettingsError
 
 MODES = ("train", "evaluate", "sample", "predict")
-USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE] [--init_from=RUN]
+USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
+[--init_from=RUN]
 
   --config=configs/vae.py:mnist     the config, and which of its variants
   --config.seed=3                   sets a key; sections by dots: --config.optimizer.learning_rate=1e-3
@@ -113,8 +114,8 @@ def split(argv: Sequence[str]) -> tuple[Any, list[tuple[str, str]]]:
         if word.startswith(("--config.", "-config.")):
             path, eq, text = word.lstrip("-")[len("config.") :].partition("=")
             if not eq:
-                text = next(words, None)  # type: ignore[arg-type]
-                if text is None:
+                text = next(words, "")
+                if not text:
                     raise SettingsError(f"{word}: a value is missing; write {word}=VALUE")
             overrides.append((path, text))
         else:
@@ -138,7 +139,7 @@ def split(argv: Sequence[str]) -> tuple[Any, list[tuple[str, str]]]:
 
 
 def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
-    """"configs/vae.py:mnist" and overrides -> a nested dict.
+    """ "configs/vae.py:mnist" and overrides -> a nested dict.
 
     Raises:
       SettingsError: no such file, one that does not run, one that has no get_config or not this variant.
@@ -178,7 +179,11 @@ def _where(error: Exception, path: Path) -> str:
     """One line: what went wrong in a config file, and on which of its lines."""
     if isinstance(error, SyntaxError):
         return f"line {error.lineno}: {error.msg}"
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == path.absolute() or Path(f.filename) == path]
+    lines = [
+        f.lineno
+        for f in traceback.extract_tb(error.__traceback__)
+        if Path(f.filename) == path.absolute() or Path(f.filename) == path
+    ]
     if isinstance(error, ValueError) and str(error):
         return str(error).splitlines()[0].removeprefix(f"{path}: ")
     at = f"line {lines[-1]}: " if lines else ""
@@ -190,6 +195,8 @@ def _table(summary: dict[str, Any]) -> str:
     """The final metrics, a line each, baselines beside."""
     lines = []
     for name, metrics in summary["metrics"].items():
+        if name == "train_eval":
+            continue
         for metric, value in metrics.items():
             rivals = [f"{b} {v[metric]:.4g}" for b, v in summary["baselines"].items() if name == "test" and metric in v]
             beside = f"   ({'; '.join(rivals)})" if rivals else ""

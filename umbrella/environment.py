@@ -10,7 +10,17 @@ from typing import Any
 
 import jax
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scikit-learn", "grain", "tensorflow-datasets")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
+    "scikit-learn",
+    "grain",
+    "tensorflow-datasets",
+)
 
 
 def versions() -> dict[str, str]:
@@ -98,20 +108,27 @@ def use_compilation_cache() -> None:
 class CompileMeter:
     """Counts the programs that XLA compiles (or loads from the cache) in this process, and the seconds that takes.
 
-    jit's own cache size counts signatures, not compilations; JAX's monitoring events count what happened.
+    jit's own cache size counts signatures, not compilations; JAX's monitoring events count what happened. Tracing one
+    program can mean tracing another inside it, so the seconds are those of the union of all the spans.
     """
 
     def __init__(self) -> None:
         self.count = 0
         self.seconds = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._hear)
+        self._spans: list[tuple[float, float]] = []  # disjoint, in order
+        jax.monitoring.register_event_time_span_listener(self._hear)
 
-    def _hear(self, event: str, duration: float, **_: Any) -> None:
-        if event.endswith("backend_compile_duration"):
-            self.count += 1
-        if event.startswith("/jax/core/compile/"):
-            self.seconds += duration
+    def _hear(self, event: str, start_time: float, end_time: float, **_: Any) -> None:
+        if not event.startswith("/jax/core/compile/"):
+            return
+        self.count += event.endswith("backend_compile_duration")
+        while self._spans and self._spans[-1][1] > start_time:  # an outer span ends after the ones inside it
+            began, ended = self._spans.pop()
+            self.seconds -= ended - began
+            start_time, end_time = min(start_time, began), max(end_time, ended)
+        self._spans.append((start_time, end_time))
+        self.seconds += end_time - start_time
 
     def close(self) -> None:
         """Stops listening."""
-        jax.monitoring.unregister_event_duration_listener(self._hear)
+        jax.monitoring.unregister_event_time_span_listener(self._hear)

@@ -43,7 +43,7 @@ class Durations(NamedTuple):
         return cls(run.batch_size, n_train, total.steps(batch_size=run.batch_size, n_train=n_train))
 
     def steps(self, text: str) -> int:
-        """"1 epoch" -> steps, at least 1; "never" -> 0."""
+        """ "1 epoch" -> steps, at least 1; "never" -> 0."""
         return duration(text).steps(batch_size=self.batch_size, n_train=self.n_train, total=self.total)
 
 

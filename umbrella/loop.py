@@ -1,7 +1,7 @@
 """The only Python training loop. Floor 4.
 
-It keeps the device busy and otherwise stays out of the way: slots are put on the device one call ahead, metrics are read
-one log late, so that the device never waits for Python.
+It keeps the device busy and otherwise stays out of the way: slots are put on the device one call ahead, metrics are
+read one log late, so that the device never waits for Python.
 """
 
 import math
@@ -18,7 +18,6 @@ import numpy as np
 from umbrella.objective import PyTree
 from umbrella.step import Program
 from umbrella.train_state import TrainState
-
 
 # (ts, sums, frozen, resident, slot) -> (ts, sums)
 Compiled = Callable[[TrainState, jax.Array, PyTree, PyTree, PyTree], tuple[TrainState, jax.Array]]
@@ -90,10 +89,9 @@ def fit(
     began = clock = time.perf_counter()
     late: tuple[int, jax.Array] | None = None  # a closed window, read when the device has long finished it
     with Interrupts() as stop:
-        step = start
+        step, sums = start, window.zeros()
         while step < total and stop.signum is None:
             due = cadence.next(step, total)
-            sums = window.zeros()
             while step < due and stop.signum is None:
                 clock = time.perf_counter()
                 slot = put(next(slots))
@@ -104,10 +102,12 @@ def fit(
             evaluating = _due(step, cadence.evaluate) or (step >= total and bool(cadence.evaluate))
             saving = _due(step, cadence.save) or last
             ready = [late] if late is not None else []
-            late = (step, sums)
-            if last or evaluating or saving:  # these look at the state now, so nothing may be known later
-                ready, late = [*ready, late], None
-            if ready and halting:
+            late = None
+            if _due(step, cadence.log) or saving:  # a window ends at a save, too, so that a resumed run has the same
+                late, sums = (step, sums), window.zeros()
+            if last or saving:  # the state is looked at now, so nothing may be known later
+                ready, late = [*ready, *([late] if late is not None else [])], None
+            if halting and (ready or evaluating):
                 _check(ts)
             for at, closed in ready:
                 hooks.log(at, window.compute(closed))

@@ -72,9 +72,7 @@ def discretized_logistic(location: Array, log_scale: Array, y: Array, *, levels:
     above, below = (y - location + half) * inverse, (y - location - half) * inverse
     # log(sigmoid(a) - sigmoid(b)) = log_sigmoid(a) + log_sigmoid(-b) + log(1 - exp(b - a)), stable in both tails.
     middle = jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below) + jnp.log(-jnp.expm1(below - above))
-    log_p = jnp.where(
-        y < half, jax.nn.log_sigmoid(above), jnp.where(y > 1 - half, jax.nn.log_sigmoid(-below), middle)
-    )
+    log_p = jnp.where(y < half, jax.nn.log_sigmoid(above), jnp.where(y > 1 - half, jax.nn.log_sigmoid(-below), middle))
     return -_rows(log_p)
 
 
@@ -87,7 +85,7 @@ def gaussian_kl(mean: Array, log_var: Array) -> Array:
 
 
 def reconstruction(outputs: Mapping[str, Array], y: Array) -> Array:
-    """-log p(y | z) of a VAE's outputs: Bernoulli, or a discretised logistic when they hold a "log_scale". -> f32[B]."""
+    """-log p(y | z) of a VAE's outputs: Bernoulli; a discretised logistic when they hold "log_scale". -> f32[B]."""
     if "log_scale" in outputs:
         return discretized_logistic(jax.nn.sigmoid(outputs["logits"]), outputs["log_scale"], y)
     return bernoulli(outputs["logits"], y)

@@ -1,8 +1,9 @@
 """Metric states that merge: what a pass returns, what an evaluation adds up, what a run reports. Floor 0.
 
-Two kinds. *Sums* (Mean, Confusion, ScoreHistogram): the empty state is zeros and merge is +, so they add up over batches,
-microbatches, devices and steps inside a compiled program. *Collect* keeps every row, for metrics that are no sums; it is
-for evaluation only. A metric is a function `(outputs, batch) -> state`; `umbrella.objective.measure` attaches it.
+Two kinds. *Sums* (Mean, Confusion, ScoreHistogram): the empty state is zeros and merge is +, so they add up over
+batches, microbatches, devices and steps inside a compiled program. *Collect* keeps every row, for metrics that are no
+sums; it is for evaluation only. A metric is a function `(outputs, batch) -> state`; `umbrella.objective.measure`
+attaches it.
 
 `mask` counts in the denominator, `weight` does not: a padded row is no row, an important row is still one row.
 """
@@ -55,7 +56,9 @@ class ScoreHistogram(struct.PyTreeNode):
 
     def roc(self) -> tuple[np.ndarray, np.ndarray]:
         """(false positive rate, true positive rate), f64[bins + 1] each, thresholds descending."""
-        fall = [np.concatenate([[0.0], np.cumsum(np.asarray(h, np.float64)[::-1])]) for h in (self.negative, self.positive)]
+        fall = [
+            np.concatenate([[0.0], np.cumsum(np.asarray(h, np.float64)[::-1])]) for h in (self.negative, self.positive)
+        ]
         return fall[0] / max(fall[0][-1], 1.0), fall[1] / max(fall[1][-1], 1.0)
 
     def compute(self) -> float:
@@ -121,7 +124,9 @@ def auc_exact(score: Callable[[Any], Array]) -> Callable[[Any, Mapping[str, Any]
     )
 
 
-def score_histogram(score: Callable[[Any], Array], bins: int = 1024) -> Callable[[Any, Mapping[str, Any]], ScoreHistogram]:
+def score_histogram(
+    score: Callable[[Any], Array], bins: int = 1024
+) -> Callable[[Any, Mapping[str, Any]], ScoreHistogram]:
     """A histogram of `score(outputs)` f32[B] in [0, 1] for each class of y in {0, 1}."""
 
     def fn(outputs: Any, batch: Mapping[str, Any]) -> ScoreHistogram:

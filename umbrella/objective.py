@@ -40,7 +40,8 @@ class Ctx(struct.PyTreeNode):
 
     key: Array  # typed PRNG key. train: fold_in(ts.key, ts.step); eval: fold_in(eval key, batch index)
     step: Array  # i32[], traced
-    frozen: PyTree = struct.field(default_factory=dict)  # teachers, embeddings: {"teacher": View}; one copy for all lanes
+    # Teachers, embeddings: {"teacher": View}; one copy for all lanes.
+    frozen: PyTree = struct.field(default_factory=dict)
     ema: View | None = None  # the averaged view, when the step keeps one
     train: bool = struct.field(pytree_node=False, default=True)
     want: tuple[str, ...] = struct.field(pytree_node=False, default=())  # "scope/module/path" of features asked for

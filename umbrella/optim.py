@@ -70,7 +70,9 @@ def build(
     return optax.chain(*parts)
 
 
-def learning_rate_schedule(total_steps: int, peak: float, kind: str, warmup_steps: int = 0, final: float = 0.0) -> Schedule:
+def learning_rate_schedule(
+    total_steps: int, peak: float, kind: str, warmup_steps: int = 0, final: float = 0.0
+) -> Schedule:
     """count i32[] -> learning rate f32[]: a linear warm-up, then `kind` down to final * peak at total_steps.
 
     Raises:
@@ -101,7 +103,9 @@ def _checked(rules: tuple) -> Rules:
     at, out = "config.optimizer.rules", []
     for rule in rules:
         if not (isinstance(rule, tuple | list) and len(rule) == 2 and isinstance(rule[1], Mapping)):
-            raise SettingsError(f"{at}: {rule!r} is no pair of a pattern and a dict such as ('.*/bias', dict(decay=0.0))")
+            raise SettingsError(
+                f"{at}: {rule!r} is no pair of a pattern and a dict such as ('.*/bias', dict(decay=0.0))"
+            )
         for k, v in rule[1].items():
             if k not in RULE_KEYS:
                 raise SettingsError(f"{at}: {rule[0]!r}: no such key {k!r}{near(k, RULE_KEYS)}")
@@ -134,7 +138,9 @@ def match(rules: Rules, tree: PyTree) -> PyTree:
 
     found = jax.tree_util.tree_map_with_path(one, tree)
     if idle := [rules[i][0].pattern for i in range(len(rules)) if i not in used]:
-        paths = [jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree_util.tree_leaves_with_path(tree)]
+        paths = [
+            jax.tree_util.keystr(p, simple=True, separator="/") for p, _ in jax.tree_util.tree_leaves_with_path(tree)
+        ]
         raise SettingsError(f"config.optimizer.rules: {idle[0]!r} decides for no parameter{near(idle[0], paths)}")
     return found
 

@@ -22,7 +22,9 @@ def check_divides(batch_size: int, on: Mesh) -> None:
     n = on.shape["data"]
     if batch_size % n:
         near = max(n, batch_size // n * n)
-        raise SettingsError(f"config.batch_size: {batch_size} does not divide over {n} devices; try {near} or {near + n}")
+        raise SettingsError(
+            f"config.batch_size: {batch_size} does not divide over {n} devices; try {near} or {near + n}"
+        )
 
 
 class Placement:

@@ -218,7 +218,10 @@ def _charts(tracks: Tracks, first: str) -> list[dict[str, Any]]:
     )
     out = []
     for metric in order:
-        splits = tracks[metric]
+        # An evaluation that was made once, at the end, is a number in the table, not a curve.
+        splits = {s: v for s, v in tracks[metric].items() if s in _SPLITS or len(v[0]) > 1}
+        if not splits or _says_nothing(metric, tracks):
+            continue
         others = [s for s in splits if s not in _SPLITS]
         series = []
         for split in sorted(splits, key=lambda s: (_SPLITS.get(s, 9), s)):
@@ -235,6 +238,16 @@ def _charts(tracks: Tracks, first: str) -> list[dict[str, Any]]:
         ends = [_ends(s, direction(metric)) for s in series]
         out.append({"metric": metric, "way": arrow, "html": html, "ends": ends})
     return out
+
+
+def _says_nothing(metric: str, tracks: Tracks) -> bool:
+    """Nothing was skipped, or the objective is the loss itself: a chart would only take room."""
+    if metric == "skipped":
+        return all(not np.any(v) for _, v in tracks[metric].values())
+    if metric == "objective":
+        ours, loss = tracks[metric].get("train"), tracks.get("loss", {}).get("train")
+        return ours is not None and loss is not None and np.allclose(ours[1], loss[1], equal_nan=True)
+    return False
 
 
 def _ends(s: charts.Series, way: int) -> dict[str, str]:

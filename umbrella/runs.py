@@ -26,6 +26,9 @@ from umbrella.train_state import TrainState, create, parameter_count
 from umbrella.workdir import claim, config_hash, plain, summarise, write_json
 from umbrella.writers import JsonlWriter, TensorBoardWriter, Terminal, Writers
 
+SECONDS = ("total", "compile", "step", "data_wait", "evaluate", "checkpoint")
+HIDDEN = ("objective", "grad_norm", "skipped")  # from the terminal; the files have them
+WHILE_TRAINING = ("train_eval", "validation")  # the evaluations at a cadence; the others are made once, at the end
 EVAL_KEY = 20161  # evaluations draw the same noise in every run, whatever its seed
 
 
@@ -98,7 +101,7 @@ class Session:
         self.history: list[dict[str, Any]] = []
         self.results: dict[str, dict[str, Any]] = {}
         self._writers = Writers()
-        self._compiling = {"evaluate": 0.0}
+        self._compiled_in_hooks = 0.0
 
     def __enter__(self) -> "Session":
         return self
@@ -124,7 +127,9 @@ class Session:
         compiled = compile_step(step, window, jit=self._jit(ts))
         halting = "guard" in ts.opt_state
         hooks = Hooks(self._on_log, self._on_evaluate, self._on_save)
-        status, seconds, ended = "finished", {}, None
+        status, ended = "finished", None
+        spent = dict.fromkeys(("compile", "step", "data_wait", "evaluate", "checkpoint"), 0.0)
+        before = self.meter.seconds
         try:
             outcome = fit(
                 ts,
@@ -140,19 +145,24 @@ class Session:
                 put=self.place.slot,
                 halting=halting,
             )
-            ts, seconds, ended = outcome.ts, outcome.seconds, outcome.signum
+            ts, ended = outcome.ts, outcome.signum
+            spent |= outcome.seconds
+            spent["step"] -= self.meter.seconds - before - self._compiled_in_hooks
+            spent["evaluate"] -= self._compiled_in_hooks  # a save compiles next to nothing
         except Diverged as error:
             blame = self._blame(error, resident)
             self.checkpoints.wait()
-            self._finish(error.ts, "diverged", {}, start, None)
+            self._finish(error.ts, "diverged", spent, start, None)
             raise Diverged(error.step, error.ts, blame) from None
         if ended is not None:
             status = "interrupted"
         else:
+            clock, before = time.perf_counter(), self.meter.seconds
             self.evaluate_all(ts)
             self.draw(ts)
+            spent["evaluate"] += time.perf_counter() - clock - (self.meter.seconds - before)
         self.checkpoints.wait()
-        summary = self._finish(ts, status, seconds, start, ended)
+        summary = self._finish(ts, status, spent, start, ended)
         return Result(ts, self.history, summary, self.workdir, ex)
 
     @property
@@ -213,7 +223,7 @@ class Session:
         writers: list[Any] = [JsonlWriter(self.workdir, resume), TensorBoardWriter(self.workdir, resume)]
         if not self.quiet:
             size = self.experiment.run.batch_size * len(self.seeds)
-            writers.append(Terminal(total, batch_size=size, start_step=start))
+            writers.append(Terminal(total, batch_size=size, start_step=start, hide=HIDDEN))
         self._writers = Writers(*writers)
 
     def _write(self, step: int, split: str, metrics: Mapping[str, Any]) -> None:
@@ -227,11 +237,11 @@ class Session:
 
     def _on_evaluate(self, step: int, ts: TrainState) -> None:
         before = self.meter.seconds
-        for name in ("train_eval", "validation"):
+        for name in WHILE_TRAINING:
             if name in self.experiment.evals:
                 self.results[name] = self._evaluate(name, ts.eval_view())
                 self._write(step, name, self.results[name])
-        self._compiling["evaluate"] += self.meter.seconds - before
+        self._compiled_in_hooks += self.meter.seconds - before
 
     def _on_save(self, step: int, ts: TrainState) -> None:
         meta = {
@@ -240,7 +250,9 @@ class Session:
             "position": step,
             "seeds": list(self.seeds),
         }
+        before = self.meter.seconds
         self.checkpoints.save(step, ts, meta)
+        self._compiled_in_hooks += self.meter.seconds - before
 
     def _blame(self, error: Diverged, resident: Any) -> str:
         """The first leaf that is not finite when the bad step is made again, on the state before it."""
@@ -252,7 +264,7 @@ class Session:
         ts = error.ts if self.lanes is None else jax.tree.map(lambda x: x[lane], error.ts)
         seed = self.seeds[0 if self.mode_of_lanes == "shared" else lane]
         batch = ex.train_data.fetch(resident, ex.train_data.slot(seed, error.step))
-        ctx = Ctx(jax.random.fold_in(ts.key, error.step), np.int32(error.step), ex.frozen, ema=ts.ema)
+        ctx = Ctx(jax.random.fold_in(ts.key, error.step), jax.numpy.int32(error.step), ex.frozen, ema=ts.ema)
 
         def looked_at(params: Any) -> tuple[Any, Any]:
             loss, aux = ex.objective.apply(params, ts.state, batch, ctx)
@@ -264,7 +276,8 @@ class Session:
                 return jax.tree_util.keystr(path, simple=True, separator="/")
         return "none when the step is made again alone"
 
-    # ------------------------------------------------------------------------------------------------- after the training
+    # ------------------------------------------------------------------------------------------------- after the
+    # training
     def _evaluate(self, name: str, view: View) -> dict[str, Any]:
         told = self.experiment.evals[name]
         key = jax.random.key(EVAL_KEY)
@@ -273,14 +286,12 @@ class Session:
 
     def evaluate_all(self, ts: TrainState) -> dict[str, dict[str, Any]]:
         """Every evaluation, on the averaged parameters where there are some; test is looked at here and only here."""
-        before = time.perf_counter()
         step = int(np.max(jax.device_get(ts.step)))
         for name in self.experiment.evals:
-            if name in ("train_eval", "validation") and name in self.results:
+            if name in WHILE_TRAINING and name in self.results:
                 continue
             self.results[name] = self._evaluate(name, ts.eval_view())
             self._write(step, name, self.results[name])
-        self._compiling["final"] = time.perf_counter() - before
         return self.results
 
     def summarised(self) -> dict[str, Any]:
@@ -313,7 +324,7 @@ class Session:
         path = self.workdir / "artifacts" / "predictions.npz"
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, **told)
+        np.savez(temporary, **told)  # type: ignore[arg-type]
         temporary.replace(path)
         return path
 
@@ -323,8 +334,7 @@ class Session:
         ex = self.experiment
         baselines = ex.baselines() if ex.run.baselines and status == "finished" else {}
         step = int(np.max(jax.device_get(ts.step)))
-        compiling = self.meter.seconds
-        in_step = max(0.0, seconds.get("step", 0.0) - (compiling - sum(self._compiling.values())))
+        spent = {**seconds, "compile": self.meter.seconds, "total": time.perf_counter() - self.began}
         made = (step - start) * ex.run.batch_size * len(self.seeds)
         data = ex.dataset
         summary = {
@@ -340,15 +350,8 @@ class Session:
             "better": ex.better,
             "params": parameter_count(ts.params) // len(self.seeds),
             "compile_count": self.meter.count,
-            "examples_per_second": made / in_step if in_step else 0.0,
-            "seconds": {
-                "total": time.perf_counter() - self.began,
-                "compile": compiling,
-                "step": in_step,
-                "data_wait": seconds.get("data_wait", 0.0),
-                "evaluate": seconds.get("evaluate", 0.0),
-                "checkpoint": seconds.get("checkpoint", 0.0),
-            },
+            "examples_per_second": made / spent["step"] if spent["step"] > 0 else 0.0,
+            "seconds": {k: max(0.0, spent[k]) for k in SECONDS},
             "peak_rss_mb": environment.peak_rss_mb(),
             "device": environment.device(),
             "versions": environment.versions(),

@@ -15,7 +15,8 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 
 class SettingsError(ValueError):
-    """The user's input is wrong. The message is one line that says what, where and what to do; launch.py exits with 2."""
+    """The user's input is wrong. The message is one line that says what, where and what to do; launch.py exits with
+    2."""
 
 
 class Range(NamedTuple):
@@ -116,7 +117,8 @@ Length = Annotated[str, Range(lambda v: _is_duration(v) and v.strip() != "never"
 Cadence = Annotated[str, Range(_is_duration, "is no duration")]
 
 
-# ------------------------------------------------------------------------------------------------------ values and types
+# ------------------------------------------------------------------------------------------------------ values and
+# types
 def fits(value: Any, hint: Any) -> Any:
     """The value in the type that `hint` asks for; an int where a float is wanted is widened, 1e2 is the int 100.
 
@@ -202,7 +204,8 @@ def _words(hint: Any) -> str:
     return {"str": "text", "NoneType": "None"}.get(getattr(hint, "__name__", ""), getattr(hint, "__name__", str(hint)))
 
 
-# ------------------------------------------------------------------------------------------------------ calls by settings
+# ------------------------------------------------------------------------------------------------------ calls by
+# settings
 def accepts(fn: Callable) -> dict[str, inspect.Parameter]:
     """The settings of a factory: its keyword-only parameters, or the fields of a Linen module or dataclass."""
     params = inspect.signature(fn).parameters
@@ -287,7 +290,8 @@ def choose(table: Mapping[str, Callable], settings: Mapping[str, Any], at: str) 
     return table[name], rest
 
 
-# ---------------------------------------------------------------------------------------------------------- command line
+# ---------------------------------------------------------------------------------------------------------- command
+# line
 def parse(text: str, current: Any = None) -> Any:
     """The value that a person typed after `--config.key=`, guided by the value that stands there now.
 
@@ -325,6 +329,10 @@ def override(config: dict[str, Any], path: str, text: str) -> None:
     if not all([*sections, last]):
         raise SettingsError(f"--config.{path}: a name is missing between the dots")
     if isinstance(node.get(last), dict):
+        value = parse(text, node[last])
+        if isinstance(value, dict):  # a whole section: --config.evals='{"test": ()}'
+            node[last] = value
+            return
         keys = ", ".join(sorted(node[last]))
-        raise SettingsError(f"--config.{path}: that is a section; set one of its keys ({keys})")
+        raise SettingsError(f"--config.{path}: that is a section; set one of its keys ({keys}), or give a dict")
     node[last] = parse(text, node.get(last))

@@ -1,7 +1,8 @@
 """Steps: what turns one TrainState and one batch into the next TrainState. Floor 3.
 
 A Step is a pair (init, apply): init adds the slots that it will use to the state, apply runs it. Steps compose:
-`alternate`, `repeat`, `then`, `guard`. `program` makes the function that is compiled; it alone touches `step` and `key`.
+`alternate`, `repeat`, `then`, `guard`. `program` makes the function that is compiled; it alone touches `step` and
+`key`.
 """
 
 from collections.abc import Callable
@@ -31,15 +32,16 @@ class After(NamedTuple):
     apply: Callable[[TrainState, TrainState, Ctx], TrainState]  # (old, new, ctx)
 
 
-# -------------------------------------------------------------------------------------------------------- making updates
+# -------------------------------------------------------------------------------------------------------- making
+# updates
 def update(
     grad_fn: GradFn, tx: optax.GradientTransformation, *, wrt: tuple[str, ...] = (), name: str | None = None
 ) -> Step:
     """One optax update of the scopes in `wrt` (of all when empty).
 
-    Its optimiser state lives in ts.opt_state[slot], slot = name or "+".join(wrt) or "all". Reports "objective" (the loss
-    that was differentiated) and "grad_norm" (global, before the optimiser); prefixes its metrics with the slot when it
-    is named or has a `wrt`.
+    Its optimiser state lives in ts.opt_state[slot], slot = name or "+".join(wrt) or "all". Reports "objective" (the
+    loss that was differentiated) and "grad_norm" (global, before the optimiser); prefixes its metrics with the slot
+    when it is named or has a `wrt`.
 
     Raises (at init):
       ValueError: the slot is taken, or `wrt` names a scope that does not exist.
@@ -81,7 +83,8 @@ def alternate(*steps: Step, split: bool = False) -> Step:
     """The steps in order, each on the state that the last one left: GAN, DARTS.
 
     Args:
-      split: each turn gets its own slice of the batch instead of the whole. The same Step may appear many times; it owns
+      split: each turn gets its own slice of the batch instead of the whole. The same Step may appear many times; it
+        owns
         one slot.
     """
     turns = len(steps)
@@ -155,8 +158,9 @@ def then(step: Step, *after: After) -> Step:
 def ema(decay: float, *, only: tuple[str, ...] = ()) -> After:
     """Exponential moving averages of parameters and of float state (BatchNorm's statistics), debiased at every step.
 
-    After t updates the average is sum_i decay^(t-i) x_i / sum_i decay^(t-i): the initial value has no weight at all. It is
-    kept in that form by ema += (1 - decay) / (1 - decay^t) * (x - ema). Integers are copied; "carry" is never averaged.
+    After t updates the average is sum_i decay^(t-i) x_i / sum_i decay^(t-i): the initial value has no weight at all.
+    It is kept in that form by ema += (1 - decay) / (1 - decay^t) * (x - ema). Integers are copied; "carry" is never
+    averaged.
 
     Args:
       decay: in [0, 1); 0 copies.
@@ -195,8 +199,9 @@ def ema(decay: float, *, only: tuple[str, ...] = ()) -> After:
 def guard(step: Step, policy: Literal["skip", "halt"] = "skip") -> Step:
     """Undoes a non-finite update on the device, all or nothing, lane by lane. Outermost.
 
-    skip: everything but the counter stays as it was, to the bit, and "skipped" counts it. halt: the same, and every later
-    step is skipped too, so that the host, which reads late, still holds the state before the bad step, whose number is in
+    skip: everything but the counter stays as it was, to the bit, and "skipped" counts it. halt: the same, and every
+      later step is skipped too, so that the host, which reads late, still holds the state before the bad step, whose
+      number is in
     opt_state["guard"]["bad_step"] (-1: none). Its presence changes how XLA fuses: on finite data a run with it equals a
     run without it to rounding, not to the bit, so it is always on.
     """
@@ -239,7 +244,7 @@ def stream(resident: PyTree, slot: Batch) -> Batch:
 
 
 def gather(resident: dict[str, Array], slot: Batch) -> Batch:
-    """A fetch for data that lies on the device: the rows slot["idx"] i32[B] of every column, and the slot's other entries."""
+    """A fetch for data on the device: the rows slot["idx"] i32[B] of every column, and the slot's other entries."""
     rows = {k: v[slot["idx"]] for k, v in resident.items()}
     return {**rows, **{k: v for k, v in slot.items() if k != "idx"}}
 
@@ -260,7 +265,8 @@ def program(
       fetch: (resident, slot) -> batch, inside the program.
       steps: how many steps a call makes; the slot then has a leading axis of that size (after the lanes' axis), and the
         metrics are summed. Equal to as many calls to the bit.
-      lanes: None for one run; K runs as one program when the state has a leading axis [K]: "own", every lane has its own
+      lanes: None for one run; K runs as one program when the state has a leading axis [K]: "own", every lane has its
+        own
         slot, as its solo run would; "shared", all see the same (paired comparisons).
     """
 

@@ -143,7 +143,8 @@ class Terminal:
 
     Elsewhere (a pipe, a file, a notebook) a plain line per log, without colour or control characters; NO_COLOR is kept.
     `total_steps`: the last step of the run; `batch_size`: examples per step, 0 when unknown; `start_step`: the restored
-    step; `show`: the metrics to print, in order, all when empty; `file`: standard output when None.
+    step; `hide`: metrics not to print ("skipped" is shown all the same when it is not zero); `file`: standard output
+    when None.
     """
 
     def __init__(
@@ -152,11 +153,11 @@ class Terminal:
         *,
         batch_size: int = 0,
         start_step: int = 0,
-        show: Iterable[str] = (),
+        hide: Iterable[str] = (),
         file: IO[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._total, self._batch, self._show, self._clock = total_steps, batch_size, tuple(show), clock
+        self._total, self._batch, self._hide, self._clock = total_steps, batch_size, frozenset(hide), clock
         self._file = file or sys.stdout
         # The first stretch holds the compilation, so the rate counts from the first log on.
         self._step, self._since, self._rate = start_step, clock(), 0.0
@@ -169,7 +170,8 @@ class Terminal:
         """Print one log."""
         if split == "train":
             self._measure(step)
-        values = "  ".join(f"{name} {_short(metrics[name])}" for name in (self._show or metrics) if name in metrics)
+        shown = {k: v for k, v in metrics.items() if k not in self._hide or (k == "skipped" and np.any(v))}
+        values = "  ".join(f"{name} {_short(value)}" for name, value in shown.items())
         if self._bar is None or split != "train":
             self._print(
                 f"step {step:>{len(str(self._total))}}/{self._total}  epoch {epoch:6.2f}  {split:<10}  {values}"
@@ -188,6 +190,8 @@ class Terminal:
 
     def _measure(self, step: int) -> None:
         now = self._clock()
+        if self._seen and now - self._since < 0.2:
+            return  # two logs that were read together say nothing of the speed
         if self._seen and step > self._step and now > self._since:
             self._rate = (step - self._step) / (now - self._since)
         self._step, self._since, self._seen = step, now, True

@@ -42,7 +42,9 @@ def in_memory(source: Source, batch_size: int) -> Data:
 
     _check(source, batch_size)
     if not isinstance(source, Arrays):
-        raise SettingsError("this set is read lazily and does not lie in memory: use streaming, or load(in_memory=True)")
+        raise SettingsError(
+            "this set is read lazily and does not lie in memory: use streaming, or load(in_memory=True)"
+        )
     slot = _Indices(len(source), batch_size)
 
     def stream(seeds: tuple[int, ...], start: int, stop: int) -> Iterator[Slot]:
@@ -94,7 +96,7 @@ def order(seed: int, n: int, position: np.ndarray) -> np.ndarray:
     return out
 
 
-class batches:  # noqa: N801  a verb in use: `for batch in batches(source, 100)`
+class batches:
     """Evaluation batches: every example once, in order, all batches of exactly `size` rows.
 
     The last one is padded by repeating its last row. "mask" f32[size] is 1 for an example and 0 for padding; a mask that

@@ -12,7 +12,9 @@ __all__ = ["MLP", "TABLE", "VAE", "build"]
 TABLE = {"mlp": MLP, "vae": VAE}
 
 
-def build(config: Mapping[str, Any], *, only: tuple[str, ...] = (), log: dict[str, Any] | None = None, **given: Any) -> Any:
+def build(
+    config: Mapping[str, Any], *, only: tuple[str, ...] = (), log: dict[str, Any] | None = None, **given: Any
+) -> Any:
     """The module that config["name"] names, with its other settings.
 
     Args:

@@ -18,8 +18,8 @@ class MLP(nn.Module):
       out: size of the output.
       hidden: width of each hidden layer.
       dropout: probability of dropping a hidden unit, after the activation (Srivastava et al. 2014).
-      norm: what stands between a hidden layer and its activation. A layer before a norm has no bias: its gradient would be
-        zero but for rounding, on which it would walk.
+      norm: what stands between a hidden layer and its activation. A layer before a norm has no bias: its gradient
+        would be zero but for rounding, on which it would walk.
     """
 
     out: Count

@@ -13,8 +13,9 @@ from umbrella.settings import Count
 class VAE(nn.Module):
     """x f32[B, *shape] -> {"logits" f32[B, *shape], "mean", "log_var", "z" f32[B, latent]}.
 
-    q(z|x) = N(mean, exp(log_var)), diagonal; z is one draw of it from the stream "latent", in training and in evaluation.
-    "log_scale" f32[C] is there when `scale` is: the width of a logistic around each of the last axis's channels.
+    q(z|x) = N(mean, exp(log_var)), diagonal; z is one draw of it from the stream "latent", in training and in
+    evaluation. "log_scale" f32[C] is there when `scale` is: the width of a logistic around each of the last axis's
+    channels.
 
     Attributes:
       shape: of one example.

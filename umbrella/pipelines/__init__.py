@@ -1,4 +1,5 @@
-"""One pipeline per problem, never per technique. The file system is the registry: `build` finds a module by its name."""
+"""One pipeline per problem, never per technique. The file system is the registry: `build` finds a module by its
+name."""
 
 import importlib
 import pkgutil

@@ -23,7 +23,7 @@ class Common:
     data: dict
     optimizer: dict
     techniques: tuple[str, ...] = ()  # the leftmost touches the batch first
-    evals: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=lambda: {"test": ()})  # name -> techniques
+    evals: dict[str, tuple[str, ...]]  # on test: name -> techniques, such as {"test": (), "robust": ("pgd40",)}
     ema: Fraction = 0.0  # decay; 0 for none
     microbatches: Count = 1  # slices of a batch, in turn, to save memory
     trainable: tuple[str, ...] = ()  # the scopes that are trained, such as ("lora",); all when empty
@@ -107,13 +107,13 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
 
 
 def read(config: Mapping[str, Any], problem: Callable[..., Problem]) -> tuple[RunSettings, Common, dict[str, Any]]:
-    """Every key of a config, checked: the run's, the common ones, the problem's own; the rest are techniques' sections."""
+    """Every key of a config, checked: the run's, the common ones, the problem's own; the rest are sections."""
     tables = [settings.accepts(f) for f in (RunSettings, Common, problem)]
     parts = [{k: v for k, v in config.items() if k in t} for t in tables]
     known = tuple(k for t in tables for k in t)
     transforms.check_sections({k: v for k, v in config.items() if k not in known}, known)
     run = RunSettings(**settings.check(RunSettings, parts[0]))
-    common = Common(**_with_defaults(settings.check(Common, parts[1])))
+    common = Common(**settings.check(Common, parts[1]))
     own = settings.check(problem, parts[2])
     for name in RESERVED:
         if name in common.evals:
@@ -122,13 +122,6 @@ def read(config: Mapping[str, Any], problem: Callable[..., Problem]) -> tuple[Ru
         if name not in transforms.TABLE and name not in config:
             raise settings.SettingsError(f"config: no technique {name!r}{settings.near(name, transforms.TABLE)}")
     return run, common, own
-
-
-def _with_defaults(checked: dict[str, Any]) -> dict[str, Any]:
-    factories = {f.name: f.default_factory for f in dataclasses.fields(Common)}
-    return {
-        k: factories[k]() if type(v).__name__ == "_HAS_DEFAULT_FACTORY_CLASS" else v for k, v in checked.items()
-    }
 
 
 def train_data(dataset: data.Dataset, columns: tuple[str, ...], batch_size: int) -> data.Data:

@@ -146,6 +146,8 @@ def _artifacts(net: Any, resolve: Resolve, dataset: Dataset, scale: float, binar
             how = "The first two principal components of the latent means"
         labels = rows.get("y", np.zeros(len(flat), np.int32))
         names = tuple(dataset.info["class_names"] or ()) if "y" in rows else ()
-        return Scatter(flat, labels, f"{how} of {len(flat)} test images, coloured by class; no label was trained on.", names)
+        return Scatter(
+            flat, labels, f"{how} of {len(flat)} test images, coloured by class; no label was trained on.", names
+        )
 
     return {"samples": samples, "reconstructions": reconstructions, "traversal": traversal, "latent_map": latent_map}

@@ -1,6 +1,6 @@
 """Techniques. `TABLE` says which name in a config means which factory: an explicit table, nothing registers itself."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from umbrella import settings
@@ -38,7 +38,7 @@ __all__ = [
     "sam",
 ]
 
-TABLE = {
+TABLE: dict[str, Callable[..., Transform]] = {
     "adversarial": pgd_adversarial,
     "fgsm": fgsm_adversarial,
     "importance_weighted": importance_weighted,

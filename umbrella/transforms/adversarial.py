@@ -27,7 +27,8 @@ def adversarial(
     evaluated.
 
     Args:
-      probe: the objective that the attack climbs; what is wrapped when None (under label smoothing, give the plain one).
+      probe: the objective that the attack climbs; what is wrapped when None (under label smoothing, give the plain
+        one).
       train_mode: whether probes run in training mode. By default they run in evaluation mode (no dropout, BatchNorm by
         its running averages), which switches off every train-only transform inside, too. Their state is thrown away:
         one pass counts.
@@ -71,7 +72,7 @@ def pgd(
 
     Source: Madry et al. 2018, section 2.1.
     """
-    ball = {"linf": _Linf, "l2": _L2}[norm]
+    ball: type[_Linf] | type[_L2] = _Linf if norm == "linf" else _L2
     size = 2.5 * eps / steps if step_size is None else step_size
 
     def attack(objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str) -> Array:
@@ -140,7 +141,8 @@ def fgsm_adversarial(
     return adversarial(fgsm(eps=eps, bounds=bounds), probe=base if probe == "base" else None, train_mode=train_mode)
 
 
-# --------------------------------------------------------------------------------------------------------------- helpers
+# ---------------------------------------------------------------------------------------------------------------
+# helpers
 class _Linf:
     @staticmethod
     def project(delta: Array, eps: float) -> Array:

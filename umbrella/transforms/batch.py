@@ -27,9 +27,9 @@ def label_smoothing(classes: int, *, eps: Fraction = 0.1) -> Transform:
 def mixup(classes: int, *, alpha: NonNegative = 0.2) -> Transform:
     """Trains on convex combinations of pairs: lam x_i + (1 - lam) x_j, and the same of y. Training only.
 
-    One lam ~ Beta(alpha, alpha) for the whole batch, partners by a random permutation; alpha 0 is no mixing. A pair with
-    a padded row is itself padding. Deviation from the paper: lam = max(lam, 1 - lam), so that the row that keeps the
-    larger share keeps its place (and its mask and weight); the distribution of pairs is the same.
+    One lam ~ Beta(alpha, alpha) for the whole batch, partners by a random permutation; alpha 0 is no mixing. A pair
+    with a padded row is itself padding. Deviation from the paper: lam = max(lam, 1 - lam), so that the row that keeps
+    the larger share keeps its place (and its mask and weight); the distribution of pairs is the same.
 
     Source: Zhang et al. 2018, eq. 2.
     """
@@ -51,7 +51,8 @@ def mixup(classes: int, *, alpha: NonNegative = 0.2) -> Transform:
 
 
 def pixels(scale: float) -> Transform:
-    """x / scale in f32 for images stored as u8, so that the set lies in memory as small as on disk. In evaluation, too."""
+    """x / scale in f32 for images stored as u8, so that the set lies in memory as small as on disk. In evaluation,
+    too."""
 
     def to_float(batch: Batch, key: Array) -> Batch:
         return {**batch, "x": batch["x"].astype(jnp.float32) * (1 / scale)}

@@ -10,8 +10,8 @@ from umbrella.settings import Count, NonNegative
 def lora(*, rank: Count, alpha: NonNegative = 1.0, scope: str = "model") -> Transform:
     """W + alpha / rank * A B for every matrix of a scope, A [in, rank] normal / sqrt(in), B [rank, out] zero.
 
-    Starts as the identity. The deltas are a scope of their own: `update(..., wrt=("lora",))` trains them alone and leaves
-    the base as it is; training both is allowed, too.
+    Starts as the identity. The deltas are a scope of their own: `update(..., wrt=("lora",))` trains them alone and
+    leaves the base as it is; training both is allowed, too.
 
     Source: Hu et al. 2022, section 4.1. Deviation: A has variance 1 / in, not He's, so that alpha means the same at
     every width.

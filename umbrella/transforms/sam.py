@@ -11,8 +11,8 @@ from umbrella.settings import NonNegative
 def sam(*, rho: NonNegative = 0.05) -> Transform:
     """The loss at the worst parameters within rho of the current ones, to first order. Training only.
 
-    Both passes see the same random numbers; the second, at the perturbed parameters, is the one whose state, outputs and
-    metrics count. As in the paper, the gradient does not go through the perturbation. All scopes are perturbed.
+    Both passes see the same random numbers; the second, at the perturbed parameters, is the one whose state, outputs
+    and metrics count. As in the paper, the gradient does not go through the perturbation. All scopes are perturbed.
 
     Source: Foret et al. 2021, eq. 2 and algorithm 1.
     """
