@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 def get_config(variant: str = "digits") -> ConfigDict:
     c = ConfigDict()
     c.pipeline = "generative"
-    c.data = dict(name=variant)
+    c.data = dict(name=variant, validation=0.1)
     c.seed = 0
     c.seeds = 1
     c.techniques = ()
@@ -29,10 +29,11 @@ def get_config(variant: str = "digits") -> ConfigDict:
         c.model = dict(name="vae", latent=50, hidden=(200, 200), activation="tanh")
         c.optimizer = dict(name="adam", learning_rate=2e-3, schedule="cosine")
         c.batch_size = 128
-        c.train_for = "300 epochs"
+        c.data.validation = 0.02
+        c.train_for = "400 epochs"
         c.ema = 0.999
-        c.log_every, c.eval_every, c.checkpoint_every = "400 steps", "10 epochs", "5%"
-        c.eval_batch_size = 500
+        c.log_every, c.eval_every, c.checkpoint_every = "500 steps", "10 epochs", "5%"
+        c.eval_batch_size = 100
         c.importance_weighted = dict(samples=5000)
     elif variant == "cifar10":
         c.model = dict(name="vae", latent=128, hidden=(1024, 512), activation="silu")

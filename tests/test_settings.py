@@ -30,7 +30,7 @@ from umbrella.settings import (
 NAN, INF = math.nan, math.inf
 
 
-# ---------------------------------------------------------------------------------------------------------------- fits
+# ---------------------------------------------------------------------------------------------------------- fits
 @pytest.mark.parametrize(
     ("value", "hint", "wanted"),
     [
@@ -129,8 +129,10 @@ def test_ranges(hint: Any, inside: tuple, outside: tuple) -> None:
             fits(value, hint)
 
 
-# -------------------------------------------------------------------------------------------------------- check and call
-def factory(base: str, bounds: int, *, eps: NonNegative, steps: Count = 7, norm: Literal["linf", "l2"] = "linf") -> tuple:
+# ------------------------------------------------------------------------------------------------ check and call
+def factory(
+    base: str, bounds: int, *, eps: NonNegative, steps: Count = 7, norm: Literal["linf", "l2"] = "linf"
+) -> tuple:
     return base, bounds, eps, steps, norm
 
 
@@ -218,7 +220,7 @@ def test_the_fields_of_a_linen_module_are_its_settings() -> None:
         assert str(error.value).startswith(says)
 
 
-# ------------------------------------------------------------------------------------------------------------- durations
+# ----------------------------------------------------------------------------------------------------- durations
 @pytest.mark.parametrize(
     ("text", "unit", "steps"),
     [  # of batches of 50 from 1,000 rows, 20 an epoch, in a run of 400 steps
@@ -275,7 +277,7 @@ def test_a_percentage_needs_a_whole() -> None:
         Duration(10.0, "%").steps(batch_size=1, n_train=1)
 
 
-# ---------------------------------------------------------------------------------------------------------- command line
+# -------------------------------------------------------------------------------------------------- command line
 @pytest.mark.parametrize(
     ("text", "current", "wanted"),
     [
@@ -348,4 +350,10 @@ def test_override_sets_and_makes_sections() -> None:
 def test_override_refuses(path: str, says: str) -> None:
     with pytest.raises(SettingsError) as error:
         override({"rho": 0.05, "sam": {"rho": 0.1}}, path, "1")
-    assert str(error.value) == says
+    assert str(error.value).startswith(says)
+
+
+def test_override_of_a_whole_section_by_a_dict() -> None:
+    config: dict[str, Any] = {"evals": {"test": ()}}
+    override(config, "evals", "{'robust': ('pgd',)}")
+    assert config == {"evals": {"robust": ("pgd",)}}

@@ -24,6 +24,7 @@ class RunSettings:
     eval_every: Cadence = "1 epoch"
     checkpoint_every: Cadence = "10%"
     keep_checkpoints: Count = 3
+    steps_per_call: Count | None = None  # of the compiled program; chosen by the size of a step when None
     eval_batch_size: Count | None = None  # batch_size when None
     baselines: bool = True  # whether to fit the rivals that are printed beside the result
 

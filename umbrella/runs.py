@@ -3,10 +3,11 @@
 `run` is what launch.py calls, and what a notebook calls as `um.run(config)`.
 """
 
-import itertools
+import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from umbrella import artifacts, environment, parallel, pipelines, report
 from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, restore_params
 from umbrella.evaluation import evaluate
 from umbrella.experiment import Experiment
-from umbrella.loop import Cadence, Diverged, Hooks, Window, compile_step, fit
+from umbrella.loop import Cadence, Compiled, Diverged, Feed, Hooks, Window, compile_step, fit, steps_per_call
 from umbrella.objective import Ctx, View
 from umbrella.settings import SettingsError
 from umbrella.step import program
@@ -119,23 +120,20 @@ class Session:
         ts, start = self.start(resident, init_from)
         total = d.total
         cadence = Cadence(d.steps(ex.run.log_every), d.steps(ex.run.eval_every), d.steps(ex.run.checkpoint_every))
-        self._open_writers(start, total)
+        self.open_writers(start, total)
 
-        step = program(ex.step, fetch=ex.train_data.fetch, lanes=self.mode_of_lanes)
-        slots, first = _peek(self._slots(start, total))
-        window = Window.of(jax.eval_shape(step, ts, ex.frozen, resident, first)[1], self.lanes)
-        compiled = compile_step(step, window, jit=self._jit(ts))
+        programs, window = self.compile(ts, resident, cadence)
         halting = "guard" in ts.opt_state
-        hooks = Hooks(self._on_log, self._on_evaluate, self._on_save)
+        hooks = Hooks(self.on_log, self.on_evaluate, self.on_save)
         status, ended = "finished", None
         spent = dict.fromkeys(("compile", "step", "data_wait", "evaluate", "checkpoint"), 0.0)
         before = self.meter.seconds
         try:
             outcome = fit(
                 ts,
-                compiled,
+                programs,
                 window,
-                slots,
+                Feed(self._slots(start, total), lanes=self.mode_of_lanes == "own"),
                 frozen=ex.frozen,
                 resident=resident,
                 start=start,
@@ -210,15 +208,28 @@ class Session:
             ts = ts.replace(ema=ema)
         return jax.tree.map(jax.numpy.copy, ts)
 
-    def _jit(self, ts: TrainState) -> Callable[..., Any]:
-        return self.place.jit(ts)
+    def compile(self, ts: TrainState, resident: Any, cadence: Cadence) -> tuple[dict[int, Compiled], Window]:
+        """The program of one step, and the one of several steps when a step is small; compiled when first called."""
+        ex = self.experiment
+        slot = next(iter(self._slots(0, 1)))
+        make = partial(program, ex.step, fetch=ex.train_data.fetch, lanes=self.mode_of_lanes)
+        window = Window.of(jax.eval_shape(make(), ts, ex.frozen, resident, slot)[1], self.lanes)
+        one = compile_step(make(), window, jit=self.place.jit(ts))
+        k = ex.run.steps_per_call
+        if k is None:
+            lowered = one.lower(ts, window.zeros(), ex.frozen, resident, self.place.slot(slot))
+            flops = (lowered.cost_analysis() or {}).get("flops", math.inf) / len(self.seeds)
+            k = steps_per_call(flops, cadence, ex.durations.total, backend=jax.default_backend())
+        if k == 1 or not self.place.alone:
+            return {1: one}, window
+        return {1: one, k: compile_step(make(steps=k), window, jit=self.place.jit(ts))}, window
 
     def _slots(self, start: int, total: int) -> Iterator[Any]:
         shared = self.mode_of_lanes == "shared"
         return self.experiment.train_data.stream(self.seeds[:1] if shared else self.seeds, start, total)
 
     # ------------------------------------------------------------------------------------------------------------ hooks
-    def _open_writers(self, start: int, total: int) -> None:
+    def open_writers(self, start: int, total: int) -> None:
         resume = start or None
         writers: list[Any] = [JsonlWriter(self.workdir, resume), TensorBoardWriter(self.workdir, resume)]
         if not self.quiet:
@@ -232,10 +243,10 @@ class Session:
         self.history.append({"step": step, "epoch": epoch, "split": split, **scalars})
         self._writers.write(step, epoch, split, scalars)
 
-    def _on_log(self, step: int, metrics: dict[str, Any]) -> None:
+    def on_log(self, step: int, metrics: dict[str, Any]) -> None:
         self._write(step, "train", metrics)
 
-    def _on_evaluate(self, step: int, ts: TrainState) -> None:
+    def on_evaluate(self, step: int, ts: TrainState) -> None:
         before = self.meter.seconds
         for name in WHILE_TRAINING:
             if name in self.experiment.evals:
@@ -243,7 +254,7 @@ class Session:
                 self._write(step, name, self.results[name])
         self._compiled_in_hooks += self.meter.seconds - before
 
-    def _on_save(self, step: int, ts: TrainState) -> None:
+    def on_save(self, step: int, ts: TrainState) -> None:
         meta = {
             "config": self.experiment.settings,
             "config_hash": config_hash(self.experiment.settings),
@@ -375,9 +386,3 @@ class Session:
     def _say(self, text: str) -> None:
         if not self.quiet:
             print(text, flush=True)
-
-
-def _peek(slots: Iterator[Any]) -> tuple[Iterator[Any], Any]:
-    """The iterator, unchanged, and its first element; (empty, None) at the end of a run."""
-    first = next(slots, None)
-    return (slots if first is None else itertools.chain([first], slots)), first

@@ -8,7 +8,7 @@
 Importing this package reads no data, imports neither scikit-learn nor TensorFlow Datasets, and starts no JAX backend.
 """
 
-# from umbrella.data.reading import load
+from umbrella.data.reading import load
 from umbrella.data.sources import Arrays, Dataset, Rows, Source
 from umbrella.data.streams import Data, batches, in_memory, order, streaming
 

@@ -13,7 +13,7 @@ LIMIT = 2 * 1024**3  # bytes: sets that decode to less are kept in memory
 
 @runtime_checkable
 class Source(Protocol):
-    """Examples by number. Columns are "x" and "y" where a set has an input and a target, all others have their own name."""
+    """Examples by number. Columns are "x" and "y" where a set has an input and a target; others have their own name."""
 
     def __len__(self) -> int:
         """The number of examples."""
@@ -41,9 +41,9 @@ class Dataset(NamedTuple):
     validation: Source  # has no rows when nothing was held out
     test: Source
     info: dict[str, Any]
-    # info: "kind" ("image" | "tabular" | "text" | "array"); "shape" of one x, or None; "scale", the largest value of a u8
-    # image; "classes" and "class_names", or None; "features", the names of x's columns, or None; "hidden", the splits whose
-    # labels are withheld (all -1)
+    # "kind" ("image" | "tabular" | "text" | "array"); "shape" of one x; "scale", the largest value of a u8 image;
+    # "classes"; "class_names"; "features", the names of x's columns; each None where it does not apply; and "hidden",
+    # the splits whose labels are withheld (all -1)
 
 
 class Arrays:

@@ -1,10 +1,12 @@
 """The training stream and the evaluation batches. Floor 4.
 
-The stream is an endless sequence of positions. Position q is in epoch q // n, at rank q % n of that epoch's permutation;
-step t takes positions tB .. tB + B - 1. So a batch is a pure function of (seed, step), every epoch sees every example
-once, no batch is partial, a batch may straddle two epochs, and going on after a stop needs nothing but the step.
+The stream is an endless sequence of positions. Position q is in epoch q // n, at rank q % n of that epoch's
+permutation; step t takes positions tB .. tB + B - 1. So a batch is a pure function of (seed, step), every epoch sees
+every example once, no batch is partial, a batch may straddle two epochs, and going on after a stop needs nothing but
+the step.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -99,8 +101,8 @@ def order(seed: int, n: int, position: np.ndarray) -> np.ndarray:
 class batches:
     """Evaluation batches: every example once, in order, all batches of exactly `size` rows.
 
-    The last one is padded by repeating its last row. "mask" f32[size] is 1 for an example and 0 for padding; a mask that
-    the source has already is multiplied by it. Text columns stay behind.
+    The last one is padded by repeating its last row. "mask" f32[size] is 1 for an example and 0 for padding; a mask
+    that the source has already is multiplied by it. Text columns stay behind.
 
     >>> [b["mask"].tolist() for b in batches(Arrays({"x": np.arange(3)}), 2)]
     [[1.0, 1.0], [1.0, 0.0]]
@@ -126,17 +128,22 @@ class batches:
             yield {**batch, "mask": mask if own is None else own * mask.reshape(-1, *[1] * (own.ndim - 1))}
 
 
-# ------------------------------------------------------------------------------------------------------ slots, picklable
-class _Indices(NamedTuple):
+# ----------------------------------------------------------------------------------------------------- slots, picklable
+@dataclasses.dataclass(frozen=True)
+class _Indices:
     n: int
     batch_size: int
 
     def __call__(self, seed: int, step: int) -> Slot:
-        positions = np.arange(self.batch_size) + int(step) * self.batch_size
-        return {"idx": order(int(seed), self.n, positions).astype(np.int32)}
+        seed, start = int(seed), int(step) * self.batch_size
+        epoch, rank = divmod(start, self.n)
+        if rank + self.batch_size <= self.n:  # within an epoch: a slice, as fast as it gets
+            return {"idx": _permutation(seed, self.n, epoch)[rank : rank + self.batch_size].astype(np.int32)}
+        return {"idx": order(seed, self.n, np.arange(start, start + self.batch_size)).astype(np.int32)}
 
 
-class _Batch(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Batch:
     source: Source
     batch_size: int
 

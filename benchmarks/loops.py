@@ -1,0 +1,106 @@
+"""Umbrella's loop, with everything on, against the rivals."""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import rivals
+from umbrella import data, models, runs
+from umbrella.loop import Cadence, Feed, Hooks, fit
+
+
+def umbrella_loop(config: dict[str, Any]) -> tuple[rivals.Segment, runs.Session]:
+    """The loop as a run has it: averages, guard, metrics to three writers, logs and checkpoints at the config's cadence."""
+    session = runs.Session(config, tempfile.mkdtemp(prefix="umbrella-bench-"), name="benchmark", quiet=True)
+    ex = session.experiment
+    resident = session.place.replicated(ex.train_data.resident)
+    ts, _ = session.start(resident)
+    session.open_writers(0, ex.durations.total)
+    hooks = Hooks(session.on_log, lambda *_: None, session.on_save)
+    d = ex.durations
+    cadence = Cadence(d.steps(ex.run.log_every), 0, d.steps(ex.run.checkpoint_every))
+    programs, window = session.compile(ts, resident, cadence)
+    held = {"ts": ts, "step": 0}
+
+    def segment(steps: int) -> float:
+        start = held["step"]
+        slots = ex.train_data.stream((0,), start, start + steps)
+        began = time.perf_counter()
+        outcome = fit(
+            held["ts"],
+            programs,
+            window,
+            Feed(slots),
+            frozen=ex.frozen,
+            resident=resident,
+            start=start,
+            total=start + steps,
+            cadence=cadence,
+            hooks=hooks,
+            put=session.place.slot,
+            halting=True,
+        )
+        jax.block_until_ready(outcome.ts)
+        held.update(ts=outcome.ts, step=start + steps)
+        return (time.perf_counter() - began) / steps
+
+    return segment, session
+
+
+def common(name: str, **more: Any) -> dict[str, Any]:
+    return {
+        "data": {"name": name},
+        "optimizer": {"name": "adam", "learning_rate": 1e-3},
+        "evals": {"test": ()},
+        "ema": 0.999,
+        "train_for": "1000000 steps",
+        **more,
+    }
+
+
+def tiny_mlp() -> dict[str, rivals.Segment | None]:
+    """64-128-10 on scikit-learn's digits, batch 64."""
+    config = common(
+        "digits",
+        pipeline="vision",
+        model={"name": "mlp", "hidden": (128,)},
+        batch_size=64,
+        log_every="500 steps",
+        checkpoint_every="5000 steps",
+    )
+    ours, session = umbrella_loop(config)
+    arrays = {k: np.asarray(session.experiment.train_data.resident[k]) for k in ("x", "y")}
+    return {
+        "umbrella": ours,
+        "hand-written jit": rivals.hand_written(models.MLP(out=10), rivals.ClassifierLoss(16.0), arrays, 64),
+        "PyTorch": rivals.torch_mlp(arrays, 64, 16.0),
+        "Lightning": rivals.lightning_mlp(arrays, 64, 16.0),
+    }
+
+
+def vae() -> dict[str, rivals.Segment | None]:
+    """784-400-20 on MNIST, batch 128; on noise of MNIST's size when MNIST is not here (the time is the same)."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = common(
+            "mnist",
+            pipeline="generative",
+            model={"name": "vae", "hidden": (400,), "latent": 20, "activation": "relu"},
+            batch_size=128,
+            log_every="100 steps",
+            checkpoint_every="1000 steps",
+        )
+        try:
+            ours, session = umbrella_loop(config)
+        except data.SettingsError:
+            path = Path(folder) / "noise.npz"
+            rng = np.random.default_rng(0)
+            x, y = rng.integers(0, 256, (60_000, 28, 28, 1), np.uint8), rng.integers(0, 10, 60_000)
+            np.savez(path, x=x, y=y)
+            ours, session = umbrella_loop(config | {"data": {"name": "noise", "path": str(path)}})
+        arrays = {"x": np.asarray(session.experiment.train_data.resident["x"])}
+    net = models.VAE(shape=(28, 28, 1), latent=20, hidden=(400,), activation="relu")
+    return {"umbrella": ours, "hand-written jit": rivals.hand_written(net, rivals.VaeLoss(255.0), arrays, 128)}

@@ -1,0 +1,242 @@
+"""scikit-learn's sets, those that TensorFlow Datasets prepared, and the command line."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from umbrella.data import batches, load, streaming
+from umbrella.data.__main__ import main
+from umbrella.settings import SettingsError
+
+ROOT = pathlib.Path(__file__).parents[2]
+PREPARED = pathlib.Path(os.environ.get("TFDS_DATA_DIR") or ROOT.parent / "shared" / "data" / "tfds")
+TFRECORD = PREPARED.parent / "tfds_tfrecord"
+needs_sets = pytest.mark.skipif(not (PREPARED / "mnist").is_dir(), reason="no prepared sets: set TFDS_DATA_DIR")
+needs_tfrecord = pytest.mark.skipif(not (TFRECORD / "mnist").is_dir(), reason="no sets in tfrecord format")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+
+
+def whole(source):
+    return source.__getitems__(np.arange(len(source)))
+
+
+def rows_of(data, column):
+    return np.concatenate([s.column(column) for s in data[3:6]])
+
+
+# --------------------------------------------------------------------------------------------------------- scikit-learn
+def test_digits_are_scikit_learns_exactly():
+    from sklearn.datasets import load_digits
+
+    data, theirs = load(name="digits"), load_digits()
+    ours = sorted((x.tobytes(), int(y)) for x, y in zip(rows_of(data, "x"), rows_of(data, "y"), strict=True))
+    images = theirs.images.astype(np.uint8)
+    assert ours == sorted((x.tobytes(), int(y)) for x, y in zip(images, theirs.target, strict=True))
+    assert data.info == {
+        "kind": "image",
+        "shape": (8, 8, 1),
+        "scale": 16,
+        "classes": 10,
+        "class_names": tuple("0123456789"),
+        "features": None,
+        "hidden": (),
+    }
+    assert data.train.column("x").dtype == np.uint8 and data.train.column("x").max() == 16
+    # 1797 = 359 for the test, then 144 of 1438 for validation.
+    assert [len(s) for s in data[3:6]] == [1294, 144, 359]
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "features", "classes"),
+    [("iris", 150, 4, 3), ("wine", 178, 13, 3), ("breast_cancer", 569, 30, 2), ("diabetes", 442, 10, None)],
+)
+def test_tables_of_scikit_learn(name, n, features, classes):
+    data = load(name=name)
+    x, y = rows_of(data, "x"), rows_of(data, "y")
+    assert x.shape == (n, features) and x.dtype == np.float32 and len(data.info["features"]) == features
+    assert data.info["classes"] == classes and y.dtype == (np.float32 if classes is None else np.int32)
+    assert data.info["kind"] == "tabular" and data.info["shape"] == (features,)
+
+
+def test_a_set_is_the_same_every_time():
+    a, b = load(name="wine"), load(name="wine")
+    assert a.fingerprint == b.fingerprint
+    np.testing.assert_array_equal(a.train.column("x"), b.train.column("x"))
+
+
+# ----------------------------------------------------------------------------------------------------------------- TFDS
+@needs_sets
+def test_mnist_rows_are_those_of_tfds():
+    import tensorflow_datasets as tfds
+
+    data = load(name="mnist", path=str(PREPARED), in_memory=False, validation=0)
+    theirs = tfds.data_source("mnist", split="train", data_dir=str(PREPARED))
+    assert len(data.train) == 60000 and len(data.test) == 10000
+    assert data.info["shape"] == (28, 28, 1) and data.info["classes"] == 10 and data.info["scale"] == 255
+    rows = np.array([0, 1, 59999, 77])
+    ours = data.train.__getitems__(rows)
+    assert ours["x"].dtype == np.uint8 and ours["y"].dtype == np.int32 and ours["y"][0] == 4
+    for i, row in enumerate(rows):
+        np.testing.assert_array_equal(ours["x"][i], theirs[int(row)]["image"])
+        assert ours["y"][i] == theirs[int(row)]["label"]
+
+
+@needs_sets
+@needs_tfrecord
+def test_tfrecord_equals_array_record():
+    one = load(name="mnist", path=str(PREPARED), in_memory=False, validation=0)
+    other = load(name="mnist", path=str(TFRECORD), in_memory=False, validation=0)
+    for split in ("train", "test"):
+        a, b = (getattr(d, split).__getitems__(np.arange(100)) for d in (one, other))
+        for k in a:
+            np.testing.assert_array_equal(a[k], b[k])
+    assert other.source == "TFDS mnist 3.0.1 (tfrecord)" and other.info == one.info
+
+
+@needs_sets
+def test_text_with_an_official_validation_split():
+    data = load(name="glue/sst2", path=str(PREPARED), cache=False)
+    assert [len(s) for s in data[3:6]] == [67349, 872, 1821]  # the official sizes
+    assert data.info["kind"] == "text" and data.info["hidden"] == ("test",)
+    assert data.train.column("x").dtype.kind == "S" and set(data.train.column("y").tolist()) == {0, 1}
+    assert next(iter(batches(data.validation, 8))).keys() == {"idx", "y", "mask"}
+
+
+@needs_sets
+@pytest.mark.parametrize("name", ["titanic", "movielens/100k-movies", "tiny_shakespeare"])
+def test_lazy_equals_decoded_equals_cached(name):
+    kept = load(name=name, path=str(PREPARED))
+    again = load(name=name, path=str(PREPARED))
+    for a, b in zip(kept[3:6], again[3:6], strict=True):
+        for k, v in whole(a).items():
+            np.testing.assert_array_equal(v, whole(b)[k])
+    lazy = load(name=name, path=str(PREPARED), in_memory=False)
+    assert lazy.info == kept.info and lazy.fingerprint == kept.fingerprint
+    for a, b in zip(kept[3:6], lazy[3:6], strict=True):
+        assert len(a) == len(b)
+        columns = b.__getitems__(np.arange(min(len(b), 20)))
+        for k, v in a.__getitems__(np.arange(min(len(a), 20))).items():
+            if v.dtype.kind == "S" or v.ndim == 1:  # lists are padded to the longest of a batch
+                np.testing.assert_array_equal(v, columns[k])
+
+
+@needs_sets
+def test_movies_have_lists_padded_with_minus_one():
+    genres = load(name="movielens/100k-movies", path=str(PREPARED), cache=False).train.column("movie_genres")
+    assert genres.ndim == 2 and genres.min() == -1 and (genres[:, 0] >= 0).all()
+
+
+@needs_sets
+def test_a_lazy_set_is_read_by_a_worker():
+    data = streaming(load(name="mnist", path=str(PREPARED), in_memory=False, validation=0).test, 4, workers=1)
+    (slot,) = data.stream((0,), 3, 4)
+    for k, v in data.slot(0, 3).items():
+        np.testing.assert_array_equal(slot[k], v)
+
+
+def copied(source: pathlib.Path, tmp_path: pathlib.Path, name: str) -> pathlib.Path:
+    shutil.copytree(source / name, tmp_path / "copy" / name)
+    return tmp_path / "copy"
+
+
+@needs_tfrecord
+@pytest.mark.parametrize("where", ["length", "record", "end"])
+def test_a_damaged_tfrecord_file_is_named(tmp_path, where):
+    base = copied(TFRECORD, tmp_path, "titanic")
+    (file,) = base.rglob("*.tfrecord-*")
+    content = bytearray(file.read_bytes())
+    if where == "end":
+        content = content[:-7]
+    else:
+        content[{"length": 0, "record": 100}[where]] ^= 1
+    file.write_bytes(bytes(content))
+    with pytest.raises(SettingsError, match="cut short|checksum") as e:
+        load(name="titanic", path=str(base))
+    assert file.name in str(e.value) and "\n" not in str(e.value)
+
+
+@needs_sets
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("*.array_record-*", b"\x00" * 100),
+        ("*.array_record-*", None),
+        ("features.json", b"{"),
+        ("dataset_info.json", b"[1]"),
+        ("dataset_info.json", b'{"splits": [], "fileFormat": "parquet"}'),
+    ],
+)
+def test_a_damaged_set_is_one_line(tmp_path, file, content):
+    base = copied(PREPARED, tmp_path, "titanic")
+    (path,) = base.rglob(file)
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(SettingsError, match="prepare") as e:
+        load(name="titanic", path=str(base))
+    assert "titanic" in str(e.value) and "\n" not in str(e.value)
+
+
+# ------------------------------------------------------------------------------------------------------------ not there
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (dict(name="mnist"), "run python -m umbrella.data prepare mnist"),
+        (dict(name="glue/sst2"), "run python -m umbrella.data prepare glue/sst2"),
+        (dict(name="digist"), "did you mean 'digits'"),
+        (dict(name="mnits"), "did you mean 'mnist'"),
+        (dict(name="zzzzzzzz"), "at hand: .*digits"),
+        (dict(name="../../no_such"), "no data set"),
+        (dict(name="no/such.csv"), "no such file"),
+        (dict(name="no/such.npz"), "no such file"),
+        (dict(name="mnist", path="/no/such/folder"), "no such folder"),
+    ],
+)
+def test_what_is_not_there_is_never_replaced(settings, words):
+    with pytest.raises(SettingsError, match=words) as e:
+        load(**settings)
+    assert "\n" not in str(e.value)
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+def test_list_and_describe(capsys):
+    assert main(["list"]) == 0 and "digits" in capsys.readouterr().out
+    assert main(["describe", "iris"]) == 0
+    out = capsys.readouterr().out
+    assert load(name="iris").fingerprint in out and "float32[108, 4]" in out
+
+
+def test_prepare_without_tensorflow_says_what_to_install(capsys, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "tensorflow" else found(n, *a))
+    assert main(["prepare", "mnist"]) == 2
+    err = capsys.readouterr().err
+    assert "pip install 'umbrella-jax[prepare]'" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [["prepare", "mnits"], ["prepare", "digits"], ["describe", "digist"]])
+def test_user_errors_on_the_command_line_are_one_line(command, capsys):
+    assert main(command) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+
+
+@needs_sets
+def test_no_tensorflow_on_the_way_to_a_batch():
+    code = (
+        "import sys; from umbrella.data import load, batches; "
+        f"d = load(name='titanic', path={str(PREPARED)!r}, cache=False); next(iter(batches(d.test, 5))); "
+        "print('tensorflow' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert out.stdout == "False\n", out.stderr

@@ -1,0 +1,209 @@
+"""The losses against SciPy, quadrature and sums that must be one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate, special, stats
+
+from umbrella import losses
+
+Array = jax.Array
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def f32(x: Any) -> Array:
+    return jnp.asarray(x, jnp.float32)
+
+
+# ------------------------------------------------------------------------------------------------- cross_entropy
+@pytest.mark.parametrize("lead", [(7,), (4, 5)])
+def test_cross_entropy_is_scipys_log_softmax(rng: np.random.Generator, lead: tuple[int, ...]) -> None:
+    logits, y = 5 * rng.normal(size=(*lead, 6)), rng.integers(0, 6, lead)
+    wanted = -np.take_along_axis(special.log_softmax(logits, -1), y[..., None], -1)[..., 0]
+    got = losses.cross_entropy(f32(logits), jnp.asarray(y, jnp.int32))
+    assert got.shape == lead
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_cross_entropy_of_labels_and_of_distributions(rng: np.random.Generator) -> None:
+    """Integers are one-hot vectors; a soft label gives sum_c y_c times the loss of class c."""
+    logits, y = rng.normal(size=(5, 4)), rng.integers(0, 4, 5)
+    hard = losses.cross_entropy(f32(logits), jnp.asarray(y, jnp.int32))
+    np.testing.assert_array_equal(hard, losses.cross_entropy(f32(logits), f32(np.eye(4)[y])))
+    soft = rng.dirichlet(np.ones(4), 5)
+    wanted = -(soft * special.log_softmax(logits, -1)).sum(-1)
+    np.testing.assert_allclose(losses.cross_entropy(f32(logits), f32(soft)), wanted, rtol=1e-5)
+
+
+# ----------------------------------------------------------------------------------- squared error and Bernoulli
+def test_squared_error_sums_over_all_but_the_rows(rng: np.random.Generator) -> None:
+    a, b = rng.normal(size=(3, 2, 4)), rng.normal(size=(3, 2, 4))
+    np.testing.assert_allclose(losses.squared_error(f32(a), f32(b)), ((a - b) ** 2).sum((1, 2)), rtol=1e-5)
+
+
+def test_bernoulli_is_scipys(rng: np.random.Generator) -> None:
+    logits, y = 3 * rng.normal(size=(6, 2, 3)), rng.integers(0, 2, (6, 2, 3))
+    wanted = -stats.bernoulli(special.expit(logits)).logpmf(y).sum((1, 2))
+    np.testing.assert_allclose(losses.bernoulli(f32(logits), f32(y)), wanted, rtol=1e-5)
+
+
+def test_bernoulli_of_grey_values_is_linear_in_them(rng: np.random.Generator) -> None:
+    """y log p + (1 - y) log(1 - p) at y = .25 is a quarter of the loss at 1 and three quarters of that at 0."""
+    logits = f32(rng.normal(size=(4, 3)))
+    at = lambda v: losses.bernoulli(logits, jnp.full((4, 3), v, jnp.float32))  # noqa: E731
+    np.testing.assert_allclose(at(0.25), 0.25 * at(1.0) + 0.75 * at(0.0), rtol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------- gaussian_kl
+def test_gaussian_kl_by_hand() -> None:
+    """KL(N(m, s^2) || N(0, 1)) = (m^2 + s^2 - 1 - log s^2) / 2.
+
+    m = 2, s^2 = 4: (4 + 4 - 1 - log 4) / 2 = (7 - 1.386294) / 2 = 2.806853. m = 0, s^2 = 1: 0. Latents add up.
+    """
+    log_4 = np.log(4.0)
+    got = losses.gaussian_kl(f32([[2.0, 0.0], [0.0, 0.0], [2.0, 2.0]]), f32([[log_4, 0.0], [0.0, 0.0], [log_4, log_4]]))
+    np.testing.assert_allclose(got, [2.806853, 0.0, 5.613706], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("mean", "log_var"), [(0.7, -1.3), (-2.0, 0.8), (0.0, -4.0)])
+def test_gaussian_kl_is_the_integral(mean: float, log_var: float) -> None:
+    q = stats.norm(mean, np.exp(0.5 * log_var))
+    wanted, _ = integrate.quad(
+        lambda z: q.pdf(z) * (q.logpdf(z) - stats.norm.logpdf(z)), mean - 12, mean + 12, points=[mean]
+    )
+    np.testing.assert_allclose(losses.gaussian_kl(f32([[mean]]), f32([[log_var]]))[0], wanted, rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------ discretized logistic
+LEVELS = np.arange(256) / 255
+
+
+@pytest.mark.parametrize(("location", "log_scale"), [(0.5, -2.0), (0.0, -1.0), (1.0, -5.0), (0.3, -7.0), (-2.0, 1.0)])
+def test_the_levels_of_a_discretized_logistic_add_up_to_one(location: float, log_scale: float) -> None:
+    y = f32(LEVELS)[:, None]
+    got = losses.discretized_logistic(jnp.full((256, 1), location, jnp.float32), f32([log_scale]), y)
+    np.testing.assert_allclose(np.exp(-np.asarray(got, np.float64)).sum(), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(("location", "scale"), [(0.5, 0.1), (0.1, 0.02), (0.9, 0.3)])
+def test_a_discretized_logistic_is_a_difference_of_scipys_cdf(location: float, scale: float) -> None:
+    """P(y) = F(y + 1/510) - F(y - 1/510); the outermost bins reach to infinity. In the centre and in both tails.
+
+    Right of the centre the difference is that of survival functions, since F is 1 there to all digits.
+    """
+    law, half = stats.logistic(location, scale), 1 / 510
+    upper = np.where(1 - half < LEVELS, np.inf, LEVELS + half)
+    lower = np.where(half > LEVELS, -np.inf, LEVELS - half)
+    wanted = np.where(location > LEVELS, law.cdf(upper) - law.cdf(lower), law.sf(lower) - law.sf(upper))
+    got = losses.discretized_logistic(
+        jnp.full((256, 1), location, jnp.float32), f32([np.log(scale)]), f32(LEVELS)[:, None]
+    )
+    np.testing.assert_allclose(got, -np.log(wanted), rtol=2e-4, atol=1e-4)
+
+
+def test_a_discretized_logistic_far_in_the_tail() -> None:
+    """Where the difference of two sigmoids underflows: for y >> m, with a width s, P ~ exp(-(y - m) / s) (exp(h / s) -
+    exp(-h / s)); at m = 0, s = 1/1000, y = 254/255: -log P = 996.0784 - log(2 sinh(1000/510)) = 996.0784 - 1.9407."""
+    got = losses.discretized_logistic(f32([[0.0]]), f32([np.log(1e-3)]), f32([[254 / 255]]))
+    np.testing.assert_allclose(got[0], 254 / 255 * 1000 - np.log(2 * np.sinh(1000 / 510)), rtol=1e-5)
+
+
+def test_channels_have_widths_of_their_own(rng: np.random.Generator) -> None:
+    y, log_scale = f32(rng.integers(0, 256, (3, 2, 2, 3)) / 255), f32([-3.0, -2.0, -1.0])
+    location = f32(rng.random((3, 2, 2, 3)))
+    loss = jax.jit(losses.discretized_logistic)
+    each = [loss(location[..., c : c + 1], log_scale[c : c + 1], y[..., c : c + 1]) for c in range(3)]
+    np.testing.assert_allclose(loss(location, log_scale, y), sum(each), rtol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------ extremes
+BIG = f32([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]])
+ZERO_ONE = f32([[0.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+EXTREMES: dict[str, Callable[[Array], Array]] = {
+    "cross_entropy": lambda x: losses.cross_entropy(x, jnp.asarray([1, 0], jnp.int32)),
+    "cross_entropy_soft": lambda x: losses.cross_entropy(x, f32([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]])),
+    "squared_error": lambda x: losses.squared_error(x, ZERO_ONE),
+    "bernoulli": lambda x: losses.bernoulli(x, ZERO_ONE),
+    "discretized_logistic": lambda x: losses.discretized_logistic(jax.nn.sigmoid(x), f32([-7.0, -3.0, 2.0]), ZERO_ONE),
+    "gaussian_kl": lambda x: losses.gaussian_kl(x, jnp.full_like(x, -1e4)),
+    "negative_elbo": lambda x: losses.negative_elbo({"logits": x, "mean": x, "log_var": 0 * x}, ZERO_ONE),
+    "negative_elbo_grey": lambda x: losses.negative_elbo(
+        {"logits": x, "mean": 0 * x, "log_var": 0 * x, "log_scale": f32([-7.0, -3.0, 2.0])}, ZERO_ONE
+    ),
+    "log_importance_weight": lambda x: losses.log_importance_weight(
+        {"logits": x, "mean": 0 * x, "log_var": 0 * x, "z": 0 * x}, ZERO_ONE
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXTREMES))
+def test_finite_with_finite_gradients_at_logits_of_ten_thousand(name: str) -> None:
+    fn = EXTREMES[name]
+    value, pull = jax.vjp(fn, BIG)
+    assert value.shape == (2,)
+    assert np.isfinite(value).all()
+    assert np.isfinite(pull(jnp.ones(2))[0]).all()
+
+
+def test_the_discretized_logistic_has_finite_gradients_at_every_level() -> None:
+    y = f32(LEVELS)[:, None]
+    gradient = jax.jit(jax.grad(lambda m, s: losses.discretized_logistic(m, s, y).sum(), argnums=(0, 1)))
+    for log_scale in (-12.0, -7.0, 0.0, 5.0):
+        for location in (0.0, 0.5, 1.0):
+            g = gradient(jnp.full((256, 1), location, jnp.float32), f32([log_scale]))
+            assert all(np.isfinite(x).all() for x in g)
+
+
+# -------------------------------------------------------------------------------------------- importance weights
+def test_log_importance_weight_is_scipys(rng: np.random.Generator) -> None:
+    z, mean, log_var, logits = (
+        rng.normal(size=(5, 2)),
+        rng.normal(size=(5, 2)),
+        0.5 * rng.normal(size=(5, 2)),
+        rng.normal(size=(5, 3)),
+    )
+    y = rng.integers(0, 2, (5, 3))
+    wanted = (
+        stats.norm.logpdf(z).sum(1)
+        + stats.bernoulli(special.expit(logits)).logpmf(y).sum(1)
+        - stats.norm(mean, np.exp(0.5 * log_var)).logpdf(z).sum(1)
+    )
+    outputs = {"z": f32(z), "mean": f32(mean), "log_var": f32(log_var), "logits": f32(logits)}
+    np.testing.assert_allclose(jax.jit(losses.log_importance_weight)(outputs, f32(y)), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_mean_log_importance_weight_is_the_elbo(rng: np.random.Generator) -> None:
+    """E_q[log p(y, z) - log q(z | y)] = E_q[log p(y | z)] - KL: by 50,000 draws of z, and by the analytic KL."""
+    mean, log_var = np.array([0.5, -1.0]), np.array([-0.5, 0.3])
+    z = mean + np.exp(0.5 * log_var) * rng.normal(size=(50_000, 2))
+    logits, y = z @ np.array([[1.0, -0.5, 0.2], [0.3, 0.8, -1.0]]), np.array([1.0, 0.0, 1.0])
+    n = len(z)
+    wide = lambda v: jnp.broadcast_to(f32(v), (n, len(v)))  # noqa: E731
+    outputs = {"z": f32(z), "mean": wide(mean), "log_var": wide(log_var), "logits": f32(logits)}
+    weights = np.asarray(jax.jit(losses.log_importance_weight)(outputs, wide(y)), np.float64)
+    elbo = stats.bernoulli(special.expit(logits)).logpmf(y).sum(1).mean()
+    elbo -= 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).sum()
+    assert abs(weights.mean() - elbo) < 5 * weights.std() / np.sqrt(n)
+    assert weights.std() / np.sqrt(n) < 0.02
+
+
+def test_negative_elbo_adds_its_two_terms(rng: np.random.Generator) -> None:
+    mean, log_var, logits, y = (
+        rng.normal(size=(4, 2)),
+        rng.normal(size=(4, 2)),
+        rng.normal(size=(4, 3)),
+        rng.integers(0, 2, (4, 3)),
+    )
+    outputs = {"mean": f32(mean), "log_var": f32(log_var), "logits": f32(logits)}
+    fit = -stats.bernoulli(special.expit(logits)).logpmf(y).sum(1)
+    kl = 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).sum(1)
+    for beta in (0.0, 1.0, 4.0):
+        np.testing.assert_allclose(losses.negative_elbo(outputs, f32(y), beta=beta), fit + beta * kl, rtol=1e-4)

@@ -1,0 +1,187 @@
+"""The models against NumPy with the same weights, their sizes by formula, and what their fields do."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from scipy import special
+
+from umbrella import models
+from umbrella.models import MLP, VAE
+from umbrella.settings import SettingsError
+from umbrella.train_state import parameter_count
+
+KEYS = {"params": jax.random.key(0), "latent": jax.random.key(1), "dropout": jax.random.key(2)}
+X = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
+ACTIVATIONS = {
+    "relu": lambda v: np.maximum(v, 0),
+    "tanh": np.tanh,
+    "silu": lambda v: v * special.expit(v),
+    "gelu": lambda v: 0.5 * v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3))),  # the usual approximation
+}
+
+
+@partial(jax.jit, static_argnums=0, static_argnames=("train", "method"))
+def run(model: nn.Module, variables: Any, x: Any, keys: Any = KEYS, **kw: Any) -> Any:
+    mutable = ["batch_stats"] if kw.get("train") and "batch_stats" in variables else False
+    return model.apply(variables, x, rngs=keys, mutable=mutable, **kw)
+
+
+def shapes_of(model: nn.Module) -> Any:
+    return jax.eval_shape(lambda: model.init(KEYS, X, train=False))
+
+
+def start(model: nn.Module) -> Any:
+    """Variables drawn by NumPy; all positive in batch_stats, where variances are."""
+    r = np.random.default_rng(1)
+    drawn = jax.tree.map(lambda v: (0.5 * r.normal(size=v.shape)).astype(v.dtype), shapes_of(model))
+    return drawn | {k: jax.tree.map(np.abs, v) for k, v in drawn.items() if k == "batch_stats"}
+
+
+def norm(h: np.ndarray, p: Any, stats: Any = None) -> np.ndarray:
+    """Over the features of a row (layer), or by the given running statistics (batch)."""
+    if stats is None:
+        mean, var, eps = h.mean(1, keepdims=True), h.var(1, keepdims=True), 1e-6
+    else:
+        mean, var, eps = stats["mean"], stats["var"], 1e-5
+    return (h - mean) / np.sqrt(var + eps) * p["scale"] + p["bias"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "activation"),
+    [("none", "relu"), ("none", "tanh"), ("none", "silu"), ("none", "gelu"), ("layer", "relu"), ("batch", "relu")],
+)
+def test_mlp_is_numpys(kind: str, activation: str) -> None:
+    model = MLP(out=4, hidden=(7, 6), norm=kind, activation=activation, dropout=0.5)
+    variables = start(model)
+    p = variables["params"]
+    h = X.reshape(5, 6)
+    for i in range(2):
+        h = h @ p[f"hidden_{i}"]["kernel"] + p[f"hidden_{i}"].get("bias", 0)
+        if kind != "none":
+            running = variables["batch_stats"][f"norm_{i}"] if kind == "batch" else None
+            h = norm(h, p[f"norm_{i}"], running)
+        h = ACTIVATIONS[activation](h)
+    wanted = h @ p["head"]["kernel"] + p["head"]["bias"]
+    np.testing.assert_allclose(run(model, variables, X, train=False), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "hidden", "count"),
+    [  # 6 inputs, 4 outputs; a norm has a scale and a shift per unit, and the layer before it no bias
+        ("none", (7, 5), (6 + 1) * 7 + (7 + 1) * 5 + (5 + 1) * 4),
+        ("layer", (7, 5), (6 + 2) * 7 + (7 + 2) * 5 + (5 + 1) * 4),
+        ("batch", (7, 5), (6 + 2) * 7 + (7 + 2) * 5 + (5 + 1) * 4),
+        ("none", (), (6 + 1) * 4),
+    ],
+)
+def test_mlp_has_as_many_parameters_as_the_formula_says(kind: str, hidden: tuple, count: int) -> None:
+    shapes = shapes_of(MLP(out=4, hidden=hidden, norm=kind))
+    assert parameter_count(shapes["params"]) == count
+    has_bias = ["bias" in v for k, v in shapes["params"].items() if k.startswith("hidden")]
+    assert has_bias == [kind == "none"] * len(hidden)
+
+
+def test_batch_norm_moves_its_statistics_in_training_only() -> None:
+    """running = .9 running + .1 batch, by the first layer's outputs."""
+    model = MLP(out=4, hidden=(7,), norm="batch")
+    variables = start(model)
+    _, new = run(model, variables, X, train=True)
+    h = X.reshape(5, 6) @ variables["params"]["hidden_0"]["kernel"]
+    was, now = variables["batch_stats"]["norm_0"], new["batch_stats"]["norm_0"]
+    np.testing.assert_allclose(now["mean"], 0.9 * was["mean"] + 0.1 * h.mean(0), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(now["var"], 0.9 * was["var"] + 0.1 * h.var(0), rtol=1e-4)
+
+
+def test_dropout_acts_in_training_only() -> None:
+    """With dropout .5 a hidden unit is dropped or doubled; outputs through an identity head are 0 or 2 relu(h)."""
+    model = MLP(out=200, hidden=(200,), dropout=0.5)
+    variables = start(model)
+    variables["params"]["head"] = {"kernel": np.eye(200, dtype=np.float32), "bias": np.zeros(200, np.float32)}
+    sure, noisy = (np.asarray(run(model, variables, X, train=train)) for train in (False, True))
+    other = {k: jax.random.fold_in(v, 1) for k, v in KEYS.items()}
+    np.testing.assert_array_equal(sure, run(model, variables, X, other, train=False))
+    alive = sure > 0
+    np.testing.assert_allclose(noisy[noisy > 0], 2 * sure[noisy > 0], rtol=1e-5)
+    share = (noisy > 0).sum() / alive.sum()  # of about 500 units: a standard deviation of .022
+    assert 0.38 < share < 0.62
+
+
+# ---- VAE
+def vae(**kw: Any) -> VAE:
+    return VAE(shape=(2, 3), latent=2, hidden=(7, 5), **kw)
+
+
+def test_vae_shapes_and_parameter_count() -> None:
+    """Encoder 6-7-5-(2 * 2), decoder 2-5-7-6, a bias everywhere; a log-scale for each of the 3 channels when asked."""
+    encoder, decoder = 7 * 7 + 8 * 5 + 6 * 4, 3 * 5 + 6 * 7 + 8 * 6
+    for scale in (False, True):
+        out, variables = jax.eval_shape(lambda s=scale: vae(scale=s).init_with_output(KEYS, X, train=True))
+        assert parameter_count(variables["params"]) == encoder + decoder + (3 if scale else 0)
+        shapes = {k: v.shape for k, v in out.items()}
+        wanted = {"logits": (5, 2, 3), "mean": (5, 2), "log_var": (5, 2), "z": (5, 2)}
+        assert shapes == (wanted | {"log_scale": (3,)} if scale else wanted)
+
+
+def test_vae_is_numpys() -> None:
+    variables = start(vae())
+    p = variables["params"]
+    dense = lambda h, name: h @ p[name]["kernel"] + p[name]["bias"]  # noqa: E731
+    out = jax.device_get(run(vae(), variables, X, train=True))
+    h = np.tanh(dense(np.tanh(dense(X.reshape(5, 6), "encoder_0")), "encoder_1"))
+    code = dense(h, "to_latent")
+    np.testing.assert_allclose(out["mean"], code[:, :2], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(out["log_var"], code[:, 2:], rtol=1e-4, atol=1e-5)
+    h = np.tanh(dense(np.tanh(dense(out["z"], "decoder_0")), "decoder_1"))
+    np.testing.assert_allclose(out["logits"], dense(h, "to_pixels").reshape(5, 2, 3), rtol=1e-4, atol=1e-5)
+
+
+def test_vae_encodes_and_decodes_by_name() -> None:
+    variables = start(vae())
+    out = run(vae(), variables, X, train=True)
+    mean, log_var = run(vae(), variables, X, method="encode")
+    np.testing.assert_allclose(mean, out["mean"], rtol=1e-5)
+    np.testing.assert_allclose(log_var, out["log_var"], rtol=1e-5)
+    logits = run(vae(), variables, out["z"], method="decode")
+    np.testing.assert_allclose(logits, out["logits"], rtol=1e-5, atol=1e-6)
+
+
+def test_vaes_z_is_a_draw_of_q_in_training_and_in_evaluation() -> None:
+    """(z - mean) / exp(log_var / 2) of 4,000 equal rows has mean 0 +- .016 and variance 1 +- .022, at 5 sigma."""
+    variables, x = start(vae()), np.broadcast_to(X[:1], (4000, 2, 3))
+    out = jax.device_get(run(vae(), variables, x, train=True))
+    noise = (out["z"] - out["mean"]) / np.exp(0.5 * out["log_var"])
+    assert np.abs(noise.mean(0)).max() < 5 * 0.016
+    assert np.abs(noise.var(0) - 1).max() < 5 * 0.0224
+    seen = run(vae(), variables, x, train=False)["z"]
+    np.testing.assert_allclose(seen, out["z"], rtol=1e-5, atol=1e-6)
+    other = run(vae(), variables, x, KEYS | {"latent": jax.random.key(9)}, train=False)["z"]
+    assert np.abs(other - out["z"]).max() > 0.1
+
+
+# ---- build
+def test_build_makes_the_module_that_a_config_names() -> None:
+    log: dict[str, Any] = {}
+    got = models.build({"name": "mlp", "hidden": [8], "dropout": 0}, out=3, log=log)
+    assert got == MLP(out=3, hidden=(8,), dropout=0.0)
+    wanted = {"name": "mlp", "hidden": (8,), "dropout": 0.0, "activation": "relu", "norm": "none"}
+    assert log == {"model": wanted}
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"name": "mpl"}, "config.model.name: no model 'mpl' (did you mean 'mlp'?)"),
+        ({"hidden": (8,)}, "config.model.name: missing"),
+        ({"name": "vae"}, "config.model.name: no model 'vae'"),
+        ({"name": "mlp", "out": 3}, "config.model.out: the data decides this"),
+        ({"name": "mlp", "hiden": (8,)}, "config.model.hiden: no such setting (did you mean 'hidden'?)"),
+    ],
+)
+def test_build_refuses(config: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        models.build(config, only=("mlp",), out=3)
+    assert str(error.value).startswith(says)

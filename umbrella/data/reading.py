@@ -1,0 +1,70 @@
+"""load: a data set by name or path. Floor 4."""
+
+import pathlib
+from typing import Annotated
+
+from umbrella.data import bundled, folders, prepared, tables
+from umbrella.data.sources import Dataset, Found
+from umbrella.data.splits import carve
+from umbrella.settings import Count, Fraction, Natural, Range, SettingsError
+
+Text = Annotated[str, Range(lambda v: bool(v.strip()), "must not be empty")]
+
+
+def load(
+    *,
+    name: Text,
+    path: str | None = None,
+    validation: Fraction = 0.1,
+    split_seed: Natural = 0,
+    in_memory: bool | None = None,
+    cache: bool = True,
+    target: str | None = None,
+    size: Count | None = None,
+) -> Dataset:
+    """A data set, ready to be batched.
+
+    Args:
+      name: a set that comes with scikit-learn (digits, iris, wine, breast_cancer, diabetes); a .csv or .npz file or a
+        folder of class folders of images; or a set that TensorFlow Datasets prepared ("mnist", "glue/sst2",
+        "mnist:3.0.1").
+      path: where it lies: the file or folder, or TFDS's data_dir ($TFDS_DATA_DIR, then ~/tensorflow_datasets).
+      validation: the share of train to hold out, in [0, 1), when the set has no official validation split.
+      split_seed: chooses those rows. The 20 % test split of a set without an official one does not depend on it.
+      in_memory: True decodes everything now, False reads lazily, None decides by size (2 GiB decoded). Tables and
+        scikit-learn's sets are always in memory.
+      cache: keep decoded images on disk (see umbrella.data.cache), so that the next start is instant.
+      target: the target column of a .csv file.
+      size: resize images to size x size.
+
+    Raises:
+      SettingsError: one line that says what is wrong and what to do. A set that is not there is never replaced.
+    """
+    if split_seed < 0:
+        raise SettingsError(f"split_seed={split_seed}: must be >= 0")
+    if not 0 <= validation < 1:
+        raise SettingsError(f"validation={validation}: must be in [0, 1)")
+    found = _find(name, path, in_memory=in_memory, cache=cache, target=target, size=size)
+    train, held, test = carve(found, validation=validation, split_seed=split_seed)
+    return Dataset(name, found.source, found.fingerprint, train, held, test, found.info)
+
+
+def _find(
+    name: str, path: str | None, *, in_memory: bool | None, cache: bool, target: str | None, size: int | None
+) -> Found:
+    if name in bundled.NAMES and path is None:
+        return bundled.read(name)
+    place = pathlib.Path(path if path is not None else name).expanduser()
+    suffix = place.suffix.lower()
+    if suffix in (".csv", ".npz"):
+        if not place.is_file():
+            raise SettingsError(f"{place}: no such file")
+        return tables.read_csv(place, target=target) if suffix == ".csv" else tables.read_npz(place)
+    if path is not None and not place.is_dir():
+        raise SettingsError(f"{place}: no such folder, and neither a .csv nor a .npz file")
+    if place.is_dir() and not (path is not None and prepared.is_prepared(name, place)):
+        if folders.is_image_folder(place):
+            return folders.read(place, size=size, in_memory=in_memory, cache=cache)
+        if path is None:
+            raise SettingsError(f"{place}: a folder without class folders of images in it")
+    return prepared.read(name, path, size=size, in_memory=in_memory, cache=cache)
