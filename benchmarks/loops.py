@@ -14,7 +14,7 @@ from umbrella.loop import Cadence, Feed, Hooks, fit
 
 
 def umbrella_loop(config: dict[str, Any]) -> tuple[rivals.Segment, runs.Session]:
-    """The loop as a run has it: averages, guard, metrics to three writers, logs and checkpoints at the config's cadence."""
+    """The loop as a run has it: averages, guard, metrics to the writers, logs and checkpoints at the config's cadence."""
     session = runs.Session(config, tempfile.mkdtemp(prefix="umbrella-bench-"), name="benchmark", quiet=True)
     ex = session.experiment
     resident = session.place.replicated(ex.train_data.resident)

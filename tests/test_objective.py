@@ -46,6 +46,14 @@ def scale() -> Objective:
     return supervised(Scale(), absolute)
 
 
+def filled(o: Objective, batch: Batch) -> tuple[Params, State]:
+    """Parameters and state in the shapes of init, drawn by NumPy: nothing is compiled. State is positive."""
+    r = np.random.default_rng(7)
+    draw = lambda s: jnp.asarray(0.5 * r.normal(size=s.shape), s.dtype)  # noqa: E731
+    params, state = jax.eval_shape(lambda: o.init(batch, context()))
+    return tmap(draw, params), tmap(lambda s: jnp.abs(draw(s)), state)
+
+
 def apply(o: Objective, batch: Batch, ctx: Ctx | None = None) -> tuple[Array, Any]:
     ctx = context() if ctx is None else ctx
     return o.apply(*o.init(batch, ctx), batch, ctx)
@@ -133,7 +141,7 @@ def test_streams_go_by_name() -> None:
 
 
 def test_a_technique_that_draws_noise_leaves_the_dropout_of_the_model_untouched() -> None:
-    """It draws from its own name, before the model, at init and in the pass; the same bits come out."""
+    """It draws from its own name, before the model; the same bits come out."""
 
     def draw(batch: Batch, key: Array) -> Batch:
         return {**batch, "noise": jax.random.normal(key, (3,))}
@@ -141,8 +149,7 @@ def test_a_technique_that_draws_noise_leaves_the_dropout_of_the_model_untouched(
     base = classifier(drop=0.5)
     noisy = map_batch(draw, name="noise")(base)
     batch, ctx = rows(), context()
-    params, state = base.init(batch, ctx)
-    assert bits(noisy.init(batch, ctx)[0], params)
+    params, state = filled(base, batch)
     run = jax.jit(lambda c, o: o.apply(params, state, batch, c)[0], static_argnums=1)
     assert bits(run(ctx, noisy), run(ctx, base))
     assert not bits(run(ctx, base), run(ctx.eval(), base))  # so dropout did act
@@ -151,7 +158,7 @@ def test_a_technique_that_draws_noise_leaves_the_dropout_of_the_model_untouched(
 def test_asking_for_features() -> None:
     """What a submodule returned, at "scope/module/path"; the outputs stay as they were."""
     base = classifier(drop=0.0)
-    params, state = base.init(rows(), context())
+    params, state = filled(base, rows())
     loss, aux = base.apply(params, state, rows(), context())
     assert aux.features == {}
     asked, got = base.apply(params, state, rows(), context().asking("model/hidden", "model/norm"))
@@ -160,7 +167,8 @@ def test_asking_for_features() -> None:
     hidden = np.asarray(rows()["x"]) @ np.asarray(params["model"]["hidden"]["kernel"])
     np.testing.assert_allclose(got.features["model/hidden"], hidden, rtol=1e-4, atol=1e-6)
     centred = hidden - hidden.mean(1, keepdims=True)
-    wanted = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-6)
+    norm = {k: np.asarray(v) for k, v in params["model"]["norm"].items()}
+    wanted = centred / np.sqrt((centred**2).mean(1, keepdims=True) + 1e-6) * norm["scale"] + norm["bias"]
     np.testing.assert_allclose(got.features["model/norm"], wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -169,7 +177,7 @@ def test_asking_passes_through_transforms_and_past_other_scopes() -> None:
     full = chain(map_batch(lambda b, k: {**b, "x": 2 * b["x"]}, name="twice"), add_term(norm_of, weight=1.0, name="t"))(
         base
     )
-    params, state = full.init(rows(), context())
+    params, state = filled(full, rows())
     _, aux = full.apply(params, state, rows(), context().asking("model/hidden", "other/hidden"))
     wanted = 2 * np.asarray(rows()["x"]) @ np.asarray(params["model"]["hidden"]["kernel"])
     np.testing.assert_allclose(aux.features["model/hidden"], wanted, rtol=1e-4, atol=1e-6)
@@ -179,20 +187,20 @@ def test_asking_passes_through_transforms_and_past_other_scopes() -> None:
 def test_asking_for_a_module_that_is_not_there() -> None:
     base = classifier()
     with pytest.raises(ValueError, match="no feature 'model/hiden': the model has no submodule 'hiden' there"):
-        base.apply(*base.init(rows(), context()), rows(), context().asking("model/hiden"))
+        base.apply(*filled(base, rows()), rows(), context().asking("model/hiden"))
 
 
 # ---- state
 def test_batch_norm_state_is_returned_in_training_only() -> None:
-    """running mean = .9 * 0 + .1 * the batch's; in evaluation nothing comes back and nothing moves."""
+    """running mean = .9 running + .1 batch; in evaluation nothing comes back."""
     base = classifier("batch", drop=0.0)
     batch = rows(mask=False)
-    params, state = base.init(batch, context())
+    params, state = filled(base, batch)
     _, aux = base.apply(params, state, batch, context())
     assert aux.state.keys() == {"model"}
     hidden = np.asarray(batch["x"]) @ np.asarray(params["model"]["hidden"]["kernel"])
-    mean = aux.state["model"]["batch_stats"]["norm"]["mean"]
-    np.testing.assert_allclose(mean, 0.1 * hidden.mean(0), rtol=1e-4, atol=1e-6)
+    before, after = (np.asarray(t["model"]["batch_stats"]["norm"]["mean"]) for t in (state, aux.state))
+    np.testing.assert_allclose(after, 0.9 * before + 0.1 * hidden.mean(0), rtol=1e-4, atol=1e-6)
     _, aux = base.apply(params, state, batch, context().eval())
     assert aux.state == {}
 
@@ -350,6 +358,6 @@ def test_dict_inputs_reach_the_model_as_they_are() -> None:
 
     o = measure(accuracy=metrics.accuracy)(supervised(Two(), losses.cross_entropy))
     batch = {"x": {"image": rows()["x"], "text": jnp.ones((16, D))}, "y": rows()["y"], "mask": rows()["mask"]}
-    loss, aux = apply(o, batch)
+    loss, aux = o.apply(*filled(o, batch), batch, context())
     assert np.isfinite(float(loss))
     assert float(aux.metrics["accuracy"].count) == 14

@@ -26,6 +26,7 @@ class RunSettings:
     keep_checkpoints: Count = 3
     steps_per_call: Count | None = None  # of the compiled program; chosen by the size of a step when None
     eval_batch_size: Count | None = None  # batch_size when None
+    workers: Natural = 2  # processes that read a set that does not lie in memory
     baselines: bool = True  # whether to fit the rivals that are printed beside the result
 
 

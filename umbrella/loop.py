@@ -136,7 +136,7 @@ def _check(ts: TrainState) -> None:
 
 
 class Feed:
-    """The slots of consecutive steps, one at a time or several stacked: feed(8) has a new axis of 8 (after the lanes')."""
+    """The slots of consecutive steps, one at a time or several stacked on a new axis (after the lanes')."""
 
     def __init__(self, slots: Iterator[PyTree], *, lanes: bool = False):
         self._slots, self._axis = slots, int(lanes)
@@ -156,7 +156,7 @@ def steps_per_call(flops: float, cadence: Cadence, total: int, *, backend: str) 
 
     Args:
       flops: of one step.
-      cadence: the calls are to end where something is due, so a divisor of all of it is taken when there is a good one.
+      cadence: calls are to end where something is due, so a divisor of all of it is taken when there is a good one.
     """
     small = 5e7 if backend == "cpu" else 1e10
     if flops > small:

@@ -57,11 +57,12 @@ class Placement:
     def slot(self, slot: PyTree) -> PyTree:
         return jax.device_put(slot, self._device if self.alone else self._rows)
 
-    def jit(self, ts: TrainState) -> Callable[..., Any]:
-        """The `jit=` of `umbrella.step.train_step` for a state like ts."""
+    def jit(self, ts: TrainState, *, sums: bool = False) -> Callable[..., Any]:
+        """The `jit=` of `umbrella.step.train_step` for a state like ts; of `umbrella.loop.compile_step` with sums."""
         if self.alone:
             return jax.jit
         state = self.state_shardings(ts)
+        carried = (state, self._all) if sums else (state,)
         return lambda fn, **kw: jax.jit(
-            fn, in_shardings=(state, self._all, self._all, self._rows), out_shardings=(state, self._all), **kw
+            fn, in_shardings=(*carried, self._all, self._all, self._rows), out_shardings=(state, self._all), **kw
         )

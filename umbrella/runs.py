@@ -3,10 +3,11 @@
 `run` is what launch.py calls, and what a notebook calls as `um.run(config)`.
 """
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,20 +130,21 @@ class Session:
         spent = dict.fromkeys(("compile", "step", "data_wait", "evaluate", "checkpoint"), 0.0)
         before = self.meter.seconds
         try:
-            outcome = fit(
-                ts,
-                programs,
-                window,
-                Feed(self._slots(start, total), lanes=self.mode_of_lanes == "own"),
-                frozen=ex.frozen,
-                resident=resident,
-                start=start,
-                total=total,
-                cadence=cadence,
-                hooks=hooks,
-                put=self.place.slot,
-                halting=halting,
-            )
+            with contextlib.closing(self._slots(start, total)) as slots:
+                outcome = fit(
+                    ts,
+                    programs,
+                    window,
+                    Feed(slots, lanes=self.mode_of_lanes == "own"),
+                    frozen=ex.frozen,
+                    resident=resident,
+                    start=start,
+                    total=total,
+                    cadence=cadence,
+                    hooks=hooks,
+                    put=self.place.slot,
+                    halting=halting,
+                )
             ts, ended = outcome.ts, outcome.signum
             spent |= outcome.seconds
             spent["step"] -= self.meter.seconds - before - self._compiled_in_hooks
@@ -211,10 +213,12 @@ class Session:
     def compile(self, ts: TrainState, resident: Any, cadence: Cadence) -> tuple[dict[int, Compiled], Window]:
         """The program of one step, and the one of several steps when a step is small; compiled when first called."""
         ex = self.experiment
-        slot = next(iter(self._slots(0, 1)))
+        with contextlib.closing(self._slots(0, 1)) as slots:
+            slot = next(slots)
         make = partial(program, ex.step, fetch=ex.train_data.fetch, lanes=self.mode_of_lanes)
         window = Window.of(jax.eval_shape(make(), ts, ex.frozen, resident, slot)[1], self.lanes)
-        one = compile_step(make(), window, jit=self.place.jit(ts))
+        jit = self.place.jit(ts, sums=True)
+        one = compile_step(make(), window, jit=jit)
         k = ex.run.steps_per_call
         if k is None:
             lowered = one.lower(ts, window.zeros(), ex.frozen, resident, self.place.slot(slot))
@@ -222,9 +226,9 @@ class Session:
             k = steps_per_call(flops, cadence, ex.durations.total, backend=jax.default_backend())
         if k == 1 or not self.place.alone:
             return {1: one}, window
-        return {1: one, k: compile_step(make(steps=k), window, jit=self.place.jit(ts))}, window
+        return {1: one, k: compile_step(make(steps=k), window, jit=jit)}, window
 
-    def _slots(self, start: int, total: int) -> Iterator[Any]:
+    def _slots(self, start: int, total: int) -> Any:
         shared = self.mode_of_lanes == "shared"
         return self.experiment.train_data.stream(self.seeds[:1] if shared else self.seeds, start, total)
 

@@ -276,7 +276,12 @@ def call(
             raise SettingsError(f"config.{at.rstrip('.')}: needs {name!r}, which this pipeline does not provide")
     if log is not None:
         log[at.rstrip(".")] = resolved
-    return fn(*[context[name] for name in injects(fn)], **resolved)
+    try:
+        return fn(*[context[name] for name in injects(fn)], **resolved)
+    except SettingsError:
+        raise
+    except ValueError as e:  # settings that fit one by one and not together
+        raise SettingsError(f"config.{at.rstrip('.')}: {e}") from None
 
 
 def choose(table: Mapping[str, Callable], settings: Mapping[str, Any], at: str) -> tuple[Callable, dict[str, Any]]:

@@ -224,6 +224,49 @@ def test_prepare_without_tensorflow_says_what_to_install(capsys, monkeypatch):
     assert "pip install 'umbrella-jax[prepare]'" in err and err.count("\n") == 1
 
 
+class Builder:
+    data_dir = "somewhere/mnist/3.0.1"
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def download_and_prepare(self):
+        if self.error:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [None, OSError("no network\nat all")])
+@pytest.mark.parametrize("name", ["mnist", "glue/sst2"])
+def test_prepare_asks_tfds_for_array_record(name, error, capsys, monkeypatch, tmp_path):
+    import importlib.util
+
+    import tensorflow_datasets as tfds
+
+    asked = {}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *a: object())
+    monkeypatch.setattr(tfds, "builder", lambda n, **k: asked.update(k, name=n) or Builder(error))
+    assert main(["prepare", name, "--data_dir", str(tmp_path)]) == (2 if error else 0)
+    assert asked == {"name": name, "data_dir": str(tmp_path), "file_format": "array_record"}
+    out, err = capsys.readouterr()
+    assert ("no network at all" in err and err.count("\n") == 1) if error else "somewhere" in out
+
+
+def test_the_keyword_parameters_are_settings():
+    from umbrella import settings
+
+    assert settings.check(load, {"name": "iris"})["validation"] == 0.1
+    for wrong in (
+        {"validation": 1.0},
+        {"size": 0},
+        {"split_seed": -1},
+        {"name": ""},
+        {"in_memory": 3},
+        {"nmae": "iris"},
+    ):
+        with pytest.raises(SettingsError):
+            settings.check(load, {"name": "iris"} | wrong)
+
+
 @pytest.mark.parametrize("command", [["prepare", "mnits"], ["prepare", "digits"], ["describe", "digist"]])
 def test_user_errors_on_the_command_line_are_one_line(command, capsys):
     assert main(command) == 2

@@ -44,6 +44,8 @@ def load(
         raise SettingsError(f"split_seed={split_seed}: must be >= 0")
     if not 0 <= validation < 1:
         raise SettingsError(f"validation={validation}: must be in [0, 1)")
+    if size is not None and size < 1:
+        raise SettingsError(f"size={size}: must be >= 1")
     found = _find(name, path, in_memory=in_memory, cache=cache, target=target, size=size)
     train, held, test = carve(found, validation=validation, split_seed=split_seed)
     return Dataset(name, found.source, found.fingerprint, train, held, test, found.info)

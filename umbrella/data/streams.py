@@ -8,7 +8,7 @@ the step.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,8 @@ class Data(NamedTuple):
     resident: Columns  # what goes to the device once, [N, ...]
     slot: Callable[[int, int], Slot]  # (seed, step) -> what goes to the device for that step; host, pure
     fetch: Callable[[Any, Any], Any]  # umbrella.step.gather or umbrella.step.stream
-    stream: Callable[[tuple[int, ...], int, int], Iterator[Slot]]  # (seeds, start, stop); several seeds are stacked [K]
+    # (seeds, start, stop) -> slots start .. stop - 1; several seeds are stacked [K]. Close it to end its workers early.
+    stream: Callable[[tuple[int, ...], int, int], Generator[Slot, None, None]]
     size: int  # examples in an epoch
     batch_size: int
 
@@ -49,7 +50,7 @@ def in_memory(source: Source, batch_size: int) -> Data:
         )
     slot = _Indices(len(source), batch_size)
 
-    def stream(seeds: tuple[int, ...], start: int, stop: int) -> Iterator[Slot]:
+    def stream(seeds: tuple[int, ...], start: int, stop: int) -> Generator[Slot, None, None]:
         return (_stacked(slot, seeds, step) for step in range(start, stop))
 
     return Data(on_device(source.arrays), slot, gather, stream, len(source), batch_size)
@@ -71,9 +72,11 @@ def streaming(source: Source, batch_size: int, *, workers: int = 2) -> Data:
         raise SettingsError(f"workers={workers}: must be >= 0")
     slot = _Batch(source, batch_size)
 
-    def stream(seeds: tuple[int, ...], start: int, stop: int) -> Iterator[Slot]:
+    def stream(seeds: tuple[int, ...], start: int, stop: int) -> Generator[Slot, None, None]:
         make = functools.partial(_stacked, slot, tuple(seeds))
-        return processes.in_order(make, start, stop, workers) if workers else map(make, range(start, stop))
+        if workers:
+            return processes.in_order(make, start, stop, workers)
+        return (make(step) for step in range(start, stop))
 
     return Data({}, slot, fetch, stream, len(source), batch_size)
 

@@ -17,7 +17,7 @@ Slot = dict[str, np.ndarray]
 AHEAD = 2  # results that each worker keeps ready
 
 
-def in_order(make: Callable[[int], Slot], start: int, stop: int, workers: int) -> Iterator[Slot]:
+def in_order(make: Callable[[int], Slot], start: int, stop: int, workers: int) -> Generator[Slot, None, None]:
     """make(start), make(start + 1) .. make(stop - 1), computed ahead by `workers` processes.
 
     One element of the Grain pipeline is one whole result, so the number of workers cannot change what is in it. The

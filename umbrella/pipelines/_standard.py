@@ -85,7 +85,7 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
         run=run,
         durations=durations,
         dataset=dataset,
-        train_data=train_data(dataset, p.columns, run.batch_size),
+        train_data=train_data(dataset, p.columns, run),
         init=train.init,
         step=step,
         frozen={},
@@ -124,11 +124,11 @@ def read(config: Mapping[str, Any], problem: Callable[..., Problem]) -> tuple[Ru
     return run, common, own
 
 
-def train_data(dataset: data.Dataset, columns: tuple[str, ...], batch_size: int) -> data.Data:
+def train_data(dataset: data.Dataset, columns: tuple[str, ...], run: RunSettings) -> data.Data:
     """In memory where the set is, streamed otherwise."""
     if isinstance(dataset.train, data.Arrays):
-        return data.in_memory(select(dataset.train, columns), batch_size)
-    return data.streaming(select(dataset.train, columns), batch_size)
+        return data.in_memory(select(dataset.train, columns), run.batch_size)
+    return data.streaming(select(dataset.train, columns), run.batch_size, workers=run.workers)
 
 
 def evaluations(
@@ -142,25 +142,12 @@ def evaluations(
     size = run.eval_batch_size or run.batch_size
     out = {}
     if n := len(dataset.validation):
-        part = Rows(dataset.train, np.arange(min(n, len(dataset.train))))
+        part = data.Rows(dataset.train, np.arange(min(n, len(dataset.train))))
         out["train_eval"] = Evaluation(plain, data.batches(select(part, columns), size))
         out["validation"] = Evaluation(plain, data.batches(select(dataset.validation, columns), size))
     for name, objective in on_test.items():
         out[name] = Evaluation(objective, data.batches(select(dataset.test, columns), size))
     return out
-
-
-class Rows:
-    """Some rows of a source, as a source."""
-
-    def __init__(self, source: Any, indices: np.ndarray):
-        self._source, self._indices = source, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitems__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        return self._source.__getitems__(self._indices[np.asarray(indices)])
 
 
 class Columns:
@@ -175,6 +162,9 @@ class Columns:
     def __getitems__(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         rows = self._source.__getitems__(indices)
         return {k: rows[k] for k in self._names}
+
+    def column(self, name: str) -> np.ndarray:
+        return self._source.column(name)
 
 
 def select(source: Any, names: tuple[str, ...]) -> Any:

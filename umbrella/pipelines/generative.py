@@ -120,7 +120,7 @@ def _artifacts(net: Any, resolve: Resolve, dataset: Dataset, scale: float, binar
         return Images(np.asarray(decode(view, z)), 10, f"Images drawn from the prior; shown is {what} of each pixel.")
 
     def traversal(view: View, key: Array) -> Images:
-        told = encode(view, some(500), key)
+        told = encode(view, {"x": some(500)["x"]}, key)
         mean, log_var = np.asarray(told["mean"]), np.asarray(told["log_var"])
         kl = 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).mean(0)
         used = np.argsort(-kl)[: min(8, net.latent)]

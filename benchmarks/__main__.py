@@ -1,0 +1,154 @@
+"""python -m benchmarks [--rounds N] [--write]: every timing, side by side in one run, as one table.
+
+Rivals take turns, A B A B, and a ratio is the median of the ratios of neighbouring turns, so a machine that slows down
+slows both. Nothing else may run meanwhile. PyTorch and Lightning join when they are installed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "benchmarks.md"
+MARKS = ("<!-- benchmarks -->", "<!-- /benchmarks -->")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each rival")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.relative_to(ROOT)}")
+    args = parser.parse_args()
+
+    rows = [*starts(), *loops(args.rounds), *flat()]
+    table = "\n".join(
+        ["| what | measured | rival | ratio |", "|---|---|---|---|", *(f"| {' | '.join(r)} |" for r in rows)]
+    )
+    print(table)
+    if args.write:
+        write(table)
+    return 0
+
+
+def starts() -> list[tuple[str, str, str, str]]:
+    """Whole processes: --help, and the first step of the digits VAE, with an empty and with a filled compilation cache."""
+    rows = []
+    seconds = [_timed([sys.executable, "launch.py", "--help"], {}) for _ in range(5)]
+    rows.append(("`python launch.py --help`", f"{np.median(seconds):.2f} s", "target 2 s", ""))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, target in (("cold", "12 s"), ("warm", "6 s")):
+            args = [sys.executable, "launch.py", "--config=configs/vae.py", f"--workdir={folder}/{name}"]
+            args += ["--config.train_for=1 steps", "--config.log_every=1 steps", "--config.eval_every=never"]
+            child = subprocess.Popen(
+                args,
+                cwd=ROOT,
+                env={**os.environ, "XDG_CACHE_HOME": f"{folder}/cache"},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            began = time.perf_counter()
+            assert child.stdout is not None
+            for line in child.stdout:
+                if line.startswith("step 1/1"):
+                    took = time.perf_counter() - began
+                    break
+            child.communicate()
+            rows.append((f"first step of `configs/vae.py`, {name} cache", f"{took:.1f} s", f"target {target}", ""))
+    return rows
+
+
+def _timed(command: list[str], env: dict[str, str]) -> float:
+    began = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, check=True, capture_output=True)
+    return time.perf_counter() - began
+
+
+def loops(rounds: int) -> list[tuple[str, str, str, str]]:
+    """Microseconds a step, and the ratios."""
+    from benchmarks import loops
+
+    rows = []
+    for title, make, steps in (
+        ("MLP 64-128-10, digits, batch 64", loops.tiny_mlp, {"Lightning": 1000}),
+        ("VAE 784-400-20, MNIST, batch 128", loops.vae, {}),
+    ):
+        segments = {k: v for k, v in make().items() if v is not None}
+        often = {k: steps.get(k, 4000 if "MLP" in title else 400) for k in segments}
+        for name, segment in segments.items():
+            segment(often[name])  # compiles, warms up
+        told: dict[str, list[float]] = {k: [] for k in segments}
+        for _ in range(rounds):
+            for name, segment in segments.items():
+                told[name].append(segment(often[name]) * 1e6)
+        ours = np.array(told["umbrella"])
+        for name, other in told.items():
+            if name == "umbrella":
+                continue
+            ratio = np.median(ours / np.array(other))
+            rows.append(
+                (title, f"{np.median(ours):.0f} us a step", f"{name}: {np.median(other):.0f} us", f"{ratio:.2f}")
+            )
+    return rows
+
+
+def flat() -> list[tuple[str, str, str, str]]:
+    """Compilations and resident memory over 10,000 steps with evaluations and checkpoints, measured in a fresh process."""
+    code = "from benchmarks.__main__ import _flat; _flat()"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
+    return [
+        (
+            "10,000 steps of `configs/mlp.py` with 10 evaluations and 10 checkpoints, after the first 2,000",
+            f"{found['compiled']} compilations, {found['grown_mb']:+.1f} MB resident",
+            "target 0, flat",
+            "",
+        )
+    ]
+
+
+def _flat() -> None:
+    from umbrella import cli, runs
+
+    config = cli.load_config(str(ROOT / "configs" / "mlp.py"))
+    config |= {
+        "train_for": "10000 steps",
+        "eval_every": "1000 steps",
+        "checkpoint_every": "1000 steps",
+        "log_every": "100 steps",
+        "baselines": False,
+    }
+    seen: list[tuple[int, int, float]] = []
+
+    class Watched(runs.Session):
+        def on_save(self, step: int, ts: Any) -> None:
+            super().on_save(step, ts)
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            seen.append((step, self.meter.count, pages * os.sysconf("SC_PAGE_SIZE") / 1e6))
+
+    with tempfile.TemporaryDirectory() as folder, Watched(config, folder, quiet=True) as session:
+        session.train()
+    early, late = next(s for s in seen if s[0] >= 2000), seen[-1]
+    print(json.dumps({"compiled": late[1] - early[1], "grown_mb": late[2] - early[2]}))
+
+
+def write(table: str) -> None:
+    """Replaces what stands between the marks in docs/benchmarks.md."""
+    from umbrella import environment
+
+    device, versions = environment.device(), environment.versions()
+    note = f"{device['kind']}; " + ", ".join(f"{k} {versions[k]}" for k in ("python", "jax", "flax", "optax"))
+    text = PAGE.read_text()
+    before, rest = text.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    PAGE.write_text(f"{before}{MARKS[0]}\n\nMeasured on: {note}.\n\n{table}\n\n{MARKS[1]}{after}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

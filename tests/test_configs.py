@@ -1,0 +1,77 @@
+"""Every config and variant runs two steps, evaluates, draws, reports and resumes."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, tfds_dir
+from umbrella import cli, pipelines
+from umbrella.settings import SettingsError
+
+SMALL = (
+    "--config.train_for=2 steps",
+    "--config.log_every=1 steps",
+    "--config.eval_every=2 steps",
+    "--config.checkpoint_every=2 steps",
+    "--config.baselines=False",
+)
+CASES = {
+    "vae.py": ("--config.importance_weighted.samples=2",),
+    "vae.py:mnist": ("--config.importance_weighted.samples=2", "--config.eval_batch_size=1000"),
+    "vae.py:cifar10": ("--config.importance_weighted.samples=2", "--config.eval_batch_size=1000"),
+    "mlp.py": (),
+    "mlp.py:mnist": ("--config.pgd40.steps=2",),
+}
+
+
+def launch(*argv: str) -> int:
+    return cli.main(["launch.py", *argv])
+
+
+def variants() -> set[str]:
+    """What the configs themselves say that there is."""
+    found = set()
+    for path in (ROOT / "configs").glob("*.py"):
+        with pytest.raises(SettingsError) as error:
+            cli.load_config(f"{path}:no such variant")
+        names = re.search(r"one of: (.*)\)", str(error.value))
+        assert names is not None
+        found |= {f"{path.name}:{v}" for v in names[1].split(", ")}
+    return {v.removesuffix(":digits") for v in found}
+
+
+def test_every_config_has_a_case() -> None:
+    assert variants() == set(CASES)
+
+
+@pytest.mark.parametrize("case", sorted(CASES))
+def test_two_steps_and_a_resume(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tfds_dir()
+    if ":" in case:
+        name = case.split(":")[1]
+        if data is None or not (data / name).is_dir():
+            pytest.skip(f"{name} is not here: set TFDS_DATA_DIR")
+        monkeypatch.setenv("TFDS_DATA_DIR", str(data))
+    work = tmp_path / "a run"
+    args = (f"--config={ROOT}/configs/{case}", f"--workdir={work}", *SMALL, *CASES[case])
+    assert launch(*args) == 0
+    summary = json.loads((work / "summary.json").read_text())
+    assert (summary["status"], summary["step"]) == ("finished", 2)
+    assert {"validation", "test"} <= set(summary["metrics"])
+    assert "report: " + str(work / "report.html") in capsys.readouterr().out
+    assert launch(*args, "--config.train_for=3 steps") == 0
+    assert "at step 2" in capsys.readouterr().out
+    assert json.loads((work / "summary.json").read_text())["step"] == 3
+
+
+@pytest.mark.parametrize("case", [c for c in sorted(CASES) if ":" not in c])
+def test_the_written_config_builds_the_same_run(case: str, tmp_path: Path) -> None:
+    """config.json is the config as resolved: building from it gives the same settings again."""
+    config = cli.load_config(f"{ROOT}/configs/{case}")
+    first = pipelines.build(config).settings
+    again = pipelines.build(first).settings
+    assert json.dumps(first, sort_keys=True, default=str) == json.dumps(again, sort_keys=True, default=str)

@@ -1,0 +1,219 @@
+"""Runs from config to summary: what they leave behind, seeds as one program, exact resume, divergence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import umbrella as um
+from tests.helpers import bits, gap
+from umbrella import cli
+from umbrella.loop import Diverged
+
+SUMMARY = {
+    "status", "config_name", "workdir", "step", "epochs", "seeds", "metrics", "baselines", "params", "compile_count",
+    "examples_per_second", "seconds", "peak_rss_mb", "device", "versions", "git", "data",
+}  # fmt: skip
+
+
+def config(**more: Any) -> dict[str, Any]:
+    """A small classifier of digits with dropout, BatchNorm, averages and label smoothing."""
+    base = dict(
+        pipeline="vision",
+        data=dict(name="digits"),
+        model=dict(name="mlp", hidden=(32,), dropout=0.2, norm="batch"),
+        optimizer=dict(name="adam", learning_rate=3e-3),
+        batch_size=64,
+        train_for="40 steps",
+        log_every="10 steps",
+        eval_every="20 steps",
+        checkpoint_every="20 steps",
+        ema=0.9,
+        techniques=("label_smoothing",),
+        label_smoothing=dict(eps=0.1),
+        evals=dict(test=()),
+        baselines=False,
+    )
+    return {**base, **more}
+
+
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without the seconds."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> um.Result:
+    return um.run(config(baselines=True), workdir=tmp_path_factory.mktemp("run") / "w", quiet=True)
+
+
+def test_what_a_run_leaves_behind(finished: um.Result) -> None:
+    work = finished.workdir
+    summary = json.loads((work / "summary.json").read_text())
+    assert set(summary) >= SUMMARY
+    assert set(summary["seconds"]) == {"total", "compile", "step", "data_wait", "evaluate", "checkpoint"}
+    assert set(summary["data"]) == {"name", "source", "fingerprint", "n_train", "n_validation", "n_test"}
+    assert sum(v for k, v in summary["seconds"].items() if k != "total") <= summary["seconds"]["total"]
+    # 64 * 32 weights (no bias before the norm), 32 + 32 of the norm, 32 * 10 + 10 of the head
+    assert summary["params"] == 64 * 32 + 64 + 330
+    assert summary["epochs"] == pytest.approx(40 * 64 / summary["data"]["n_train"])
+    assert json.loads((work / "config.json").read_text())["label_smoothing"] == {"eps": 0.1}
+    assert {p.name for p in (work / "checkpoints").iterdir() if p.is_dir()} == {"20", "40"}
+    assert list(work.glob("events.out.tfevents.*"))
+    assert (work / "artifacts" / "mistakes.png").is_file()
+    assert "<html" in (work / "report.html").read_text()
+    assert {"majority class", "logistic regression"} <= set(summary["baselines"])
+
+
+def test_the_history_is_what_was_written(finished: um.Result) -> None:
+    written = lines(finished.workdir)
+    assert [(r["step"], r["split"]) for r in written] == [(h["step"], h["split"]) for h in finished.history]
+    assert [r["step"] for r in written if r["split"] == "train"] == [10, 20, 30, 40]
+    assert [r["step"] for r in written if r["split"] == "validation"] == [20, 40]
+
+
+def test_it_learns(finished: um.Result) -> None:
+    test = finished.summary["metrics"]["test"]["accuracy"]
+    assert test > finished.summary["baselines"]["majority class"]["accuracy"] + 0.5
+
+
+def test_the_test_split_is_looked_at_once(finished: um.Result) -> None:
+    assert [h["step"] for h in finished.history if h["split"] == "test"] == [40]
+
+
+def test_the_same_seed_twice_gives_the_same_metrics(finished: um.Result, tmp_path: Path) -> None:
+    again = um.run(config(), workdir=tmp_path / "w", quiet=True)
+    assert bits(again.ts, finished.ts)
+    assert lines(again.workdir) == lines(finished.workdir)
+    other = um.run(config(seed=1), workdir=tmp_path / "other", quiet=True)
+    assert gap(other.ts.params, finished.ts.params) > 1e-3
+
+
+@pytest.mark.parametrize("stop", [20, 33])
+def test_resume_equals_going_on_to_the_bit(stop: int, finished: um.Result, tmp_path: Path) -> None:
+    """Also from the middle of an epoch and of a log window; 1294 examples in batches of 64 are 20.2 steps an epoch."""
+    um.run(config(train_for=f"{stop} steps"), workdir=tmp_path, quiet=True)
+    resumed = um.run(config(), workdir=tmp_path, quiet=True)
+    assert bits(resumed.ts, finished.ts)
+    assert resumed.summary["metrics"] == finished.summary["metrics"]
+    if stop == 20:
+        train = [r for r in lines(tmp_path) if r["split"] == "train"]
+        assert train == [r for r in lines(finished.workdir) if r["split"] == "train"]
+
+
+def test_seeds_are_one_program_and_each_equals_its_solo_run(finished: um.Result, tmp_path: Path) -> None:
+    both = um.run(config(seeds=2), workdir=tmp_path / "both", quiet=True)
+    solo = um.run(config(seed=1), workdir=tmp_path / "solo", quiet=True)
+    for k, one in enumerate((finished, solo)):
+        assert gap(both.ts.view().lane(k).params, one.ts.params) < 1e-4
+    told = both.summary["metrics"]["test"]["accuracy"]
+    assert told["n"] == 2
+    singles = [r.summary["metrics"]["test"]["accuracy"] for r in (finished, solo)]
+    assert told["values"] == pytest.approx(singles, abs=0.006)  # at most two of 359 examples fall otherwise
+    # Student's t for two values: half-width t(.975, 1) sd / sqrt(2) = 12.7062 |a - b| / 2
+    a, b = told["values"]
+    assert told["ci95"][1] - told["mean"] == pytest.approx(12.7062 * abs(a - b) / 2, rel=1e-4)
+    resumed = um.run(config(seeds=2, train_for="60 steps"), workdir=tmp_path / "both", quiet=True)
+    assert resumed.summary["step"] == 60
+
+
+def test_init_from_starts_at_the_other_runs_parameters(finished: um.Result, tmp_path: Path) -> None:
+    start = um.run(
+        config(train_for="1 steps", optimizer=dict(name="sgd", learning_rate=1e-9)),
+        workdir=tmp_path / "w",
+        init_from=finished.workdir,
+        quiet=True,
+    )
+    assert gap(start.ts.params, finished.ts.params) < 1e-6
+    with pytest.raises(um.SettingsError, match="hidden_0"):
+        um.run(
+            config(model=dict(name="mlp", hidden=(16,), norm="batch")),
+            workdir=tmp_path / "x",
+            init_from=finished.workdir,
+            quiet=True,
+        )
+    with pytest.raises(um.SettingsError, match="no checkpoints there"):
+        um.run(config(), workdir=tmp_path / "y", init_from=tmp_path / "nowhere", quiet=True)
+
+
+def test_another_config_in_the_same_workdir_is_refused(finished: um.Result) -> None:
+    before = (finished.workdir / "config.json").read_bytes()
+    with pytest.raises(um.SettingsError, match=r"optimizer.learning_rate was 0.003, is 0.1"):
+        um.run(config(optimizer=dict(name="adam", learning_rate=0.1)), workdir=finished.workdir, quiet=True)
+    assert (finished.workdir / "config.json").read_bytes() == before
+
+
+def test_a_non_finite_loss_stops_the_run_and_names_the_step_and_the_leaf(tmp_path: Path) -> None:
+    blow_up = config(optimizer=dict(name="sgd", learning_rate=1e38), model=dict(name="mlp", hidden=(8,)), ema=0.0)
+    with pytest.raises(Diverged, match=r"not finite at step \d+; first bad leaf: ") as error:
+        um.run(blow_up, workdir=tmp_path, quiet=True)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] == "diverged"
+    assert summary["step"] >= error.value.step
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(error.value.ts.params)))
+    assert not any(p.is_dir() and p.name.isdigit() for p in (tmp_path / "checkpoints").iterdir())
+    assert (tmp_path / "report.html").is_file()
+
+
+def test_skipping_goes_on(tmp_path: Path) -> None:
+    blow_up = config(
+        optimizer=dict(name="sgd", learning_rate=1e38),
+        model=dict(name="mlp", hidden=(8,)),
+        ema=0.0,
+        on_nonfinite="skip",
+        eval_every="never",
+        checkpoint_every="never",
+    )
+    result = um.run(blow_up, workdir=tmp_path, quiet=True)
+    assert result.summary["step"] == 40
+    skipped = [h["skipped"] for h in result.history if h["split"] == "train"]
+    assert max(skipped) > 0
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "sample", "predict"])
+def test_the_other_modes(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "small.py"
+    path.write_text(f"def get_config():\n    return {config(train_for='5 steps')!r}\n")
+    args = ["launch.py", f"--config={path}", f"--workdir={tmp_path / 'w'}"]
+    assert cli.main([*args, f"--mode={mode}"]) == 2
+    assert "no run there" in capsys.readouterr().err
+    assert cli.main(args) == 0
+    told = capsys.readouterr().out
+    assert cli.main([*args, f"--mode={mode}"]) == 0
+    again = capsys.readouterr().out
+    if mode == "evaluate":
+        line = next(row for row in told.splitlines() if "accuracy" in row and row.strip().startswith("test"))
+        assert line in again
+    elif mode == "sample":
+        assert "mistakes" in again
+    else:
+        made = np.load(tmp_path / "w" / "artifacts" / "predictions.npz")
+        assert made["label"].shape == (359,)
+        np.testing.assert_allclose(made["probabilities"].sum(-1), 1, atol=1e-5)
+
+
+def test_an_unwritable_workdir_fails_before_anything_compiles(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(um.SettingsError, match="cannot be written"):
+        um.run(config(), workdir=tmp_path / "file" / "w", quiet=True)
+
+
+def test_a_streamed_set_trains_the_same(finished: um.Result, tmp_path: Path) -> None:
+    """Digits as a folder of images, in memory and read by worker processes: the same batches, so the same parameters."""
+    from PIL import Image
+
+    digits = um.data.load(name="digits")
+    rows = digits.train.__getitems__(np.arange(200))
+    for i, (x, y) in enumerate(zip(rows["x"], rows["y"], strict=True)):
+        folder = tmp_path / "images" / f"digit{y}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[..., 0] * 15).save(folder / f"{i}.png")
+    short = dict(train_for="6 steps", checkpoint_every="never", eval_every="never", batch_size=32)
+    where = dict(name="mine", path=str(tmp_path / "images"))
+    ram = um.run(config(**short, data=where), workdir=tmp_path / "a", quiet=True)
+    lazy = um.run(config(**short, data=where | dict(in_memory=False)), workdir=tmp_path / "b", quiet=True)
+    assert gap(ram.ts.params, lazy.ts.params) < 1e-6
