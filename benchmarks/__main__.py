@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def starts() -> list[tuple[str, str, str, str]]:
-    """Whole processes: --help, and the first step of the digits VAE, with an empty and with a filled compilation cache."""
+    """Whole processes: --help, and the first step of the digits VAE, with an empty and a filled compilation cache."""
     rows = []
     seconds = [_timed([sys.executable, "launch.py", "--help"], {}) for _ in range(5)]
     rows.append(("`python launch.py --help`", f"{np.median(seconds):.2f} s", "target 2 s", ""))
@@ -99,7 +99,7 @@ def loops(rounds: int) -> list[tuple[str, str, str, str]]:
 
 
 def flat() -> list[tuple[str, str, str, str]]:
-    """Compilations and resident memory over 10,000 steps with evaluations and checkpoints, measured in a fresh process."""
+    """Compilations and resident memory over 10,000 steps with evaluations and checkpoints, in a process of its own."""
     code = "from benchmarks.__main__ import _flat; _flat()"
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])

@@ -14,7 +14,7 @@ from umbrella.loop import Cadence, Feed, Hooks, fit
 
 
 def umbrella_loop(config: dict[str, Any]) -> tuple[rivals.Segment, runs.Session]:
-    """The loop as a run has it: averages, guard, metrics to the writers, logs and checkpoints at the config's cadence."""
+    """The loop as a run has it: averages, guard, metrics to the writers, logs and checkpoints at their cadence."""
     session = runs.Session(config, tempfile.mkdtemp(prefix="umbrella-bench-"), name="benchmark", quiet=True)
     ex = session.experiment
     resident = session.place.replicated(ex.train_data.resident)
@@ -42,6 +42,7 @@ def umbrella_loop(config: dict[str, Any]) -> tuple[rivals.Segment, runs.Session]
             cadence=cadence,
             hooks=hooks,
             put=session.place.slot,
+            spread=session.place.replicated,
             halting=True,
         )
         jax.block_until_ready(outcome.ts)

@@ -42,7 +42,8 @@ import umbrella as um
 from umbrella.workdir import over_seeds
 
 STEPS = int(os.environ.get("UMBRELLA_NOTEBOOK_STEPS", 400))
-plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
+plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9})
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
 
 
 def bits(a, b):
@@ -245,7 +246,7 @@ fig, axes = plt.subplots(1, 2, figsize=(7.5, 2.6))
 for ax, metric in zip(axes, ("objective", "accuracy"), strict=True):
     for name, (_, history) in trained.items():
         ax.plot([t for t, _ in history], [m[metric] for _, m in history], label=name)
-    ax.set(xlabel="step", title=f"{metric}, on the training batch as seen")
+    ax.set(xlabel="step", title=f"{metric} on what the model sees")
 axes[0].legend(frameon=False)
 plt.show()
 

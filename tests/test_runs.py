@@ -203,7 +203,7 @@ def test_an_unwritable_workdir_fails_before_anything_compiles(tmp_path: Path) ->
 
 
 def test_a_streamed_set_trains_the_same(finished: um.Result, tmp_path: Path) -> None:
-    """Digits as a folder of images, in memory and read by worker processes: the same batches, so the same parameters."""
+    """A folder of images, in memory and read by worker processes: the same batches, so the same parameters."""
     from PIL import Image
 
     digits = um.data.load(name="digits")

@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     except SettingsError as error:
         return _fail(str(error), 2)
     except KeyboardInterrupt:
-        return _fail("interrupted before there was anything to save", 130)
+        return _fail("interrupted at once; what was saved before stands", 130)
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -93,7 +93,9 @@ def _later(mode: str, session: Any) -> int:
         raise SettingsError(f"--workdir={session.workdir}: no checkpoint there yet; train first")
     if mode == "evaluate":
         session.evaluate_all(ts)
-        print(_table({"metrics": session.summarised(), "baselines": {}}))
+        summary = session.amend()
+        print(_table(summary))
+        print(f"report: {session.workdir / 'report.html'}")
     elif mode == "sample":
         for made in session.draw(ts):
             print(session.workdir / "artifacts" / made)

@@ -71,6 +71,7 @@ def fit(
     cadence: Cadence,
     hooks: Hooks,
     put: Callable[[PyTree], PyTree] = jax.device_put,
+    spread: Callable[[PyTree], PyTree] = jax.device_put,
     halting: bool = False,
 ) -> Outcome:
     """Trains from step `start` to step `total`.
@@ -80,6 +81,7 @@ def fit(
         multiples of k, so the way in which a run is cut into calls depends on nothing but the step.
       feed: the slots from `start` on.
       put: host slot -> device slot.
+      spread: what all devices hold: host -> devices.
       halting: whether the step is guarded by "halt", so that opt_state["guard"] tells of a bad step.
 
     Raises:
@@ -89,23 +91,24 @@ def fit(
     began = clock = time.perf_counter()
     late: tuple[int, jax.Array] | None = None  # a closed window, read when the device has long finished it
     with Interrupts() as stop:
-        step, sums, most = start, window.zeros(), max(programs)
+        step, sums, most = start, spread(window.zeros()), max(programs)
         while step < total and stop.signum is None:
             due = cadence.next(step, total)
-            while step < due and stop.signum is None:
-                steps = most if step % most == 0 and step + most <= due else 1
-                clock = time.perf_counter()
-                slot = put(feed(steps))
-                spent["data_wait"] += time.perf_counter() - clock
-                ts, sums = programs[steps](ts, sums, frozen, resident, slot)
-                step += steps
+            with jax.transfer_guard("disallow"):  # what goes to the device goes there on purpose
+                while step < due and stop.signum is None:
+                    steps = most if step % most == 0 and step + most <= due else 1
+                    clock = time.perf_counter()
+                    slot = put(feed(steps))
+                    spent["data_wait"] += time.perf_counter() - clock
+                    ts, sums = programs[steps](ts, sums, frozen, resident, slot)
+                    step += steps
             last = step >= total or stop.signum is not None
             evaluating = _due(step, cadence.evaluate) or (step >= total and bool(cadence.evaluate))
             saving = _due(step, cadence.save) or last
             ready = [late] if late is not None else []
             late = None
             if _due(step, cadence.log) or saving:  # a window ends at a save, too, so that a resumed run has the same
-                late, sums = (step, sums), window.zeros()
+                late, sums = (step, sums), spread(window.zeros())
             if last or saving:  # the state is looked at now, so nothing may be known later
                 ready, late = [*ready, *([late] if late is not None else [])], None
             if halting and (ready or evaluating):
@@ -152,7 +155,7 @@ def steps_per_call(flops: float, cadence: Cadence, total: int, *, backend: str) 
     """How many steps a call should make: several when a step is so small that calling it costs more than running it.
 
     On CPU a step of 3 MFLOP takes 105 us by itself and 55 us in a scan of eight; a large one loses intra-op parallelism
-    in there. It depends on nothing that varies from run to run, since the same steps in other calls may round otherwise.
+    in there. It depends on nothing that varies from run to run: the same steps in other calls may round otherwise.
 
     Args:
       flops: of one step.
@@ -181,9 +184,10 @@ class Window(NamedTuple):
         leaves, treedef = jax.tree.flatten(told)
         return cls(treedef, tuple(x.shape[0 if lanes is None else 1 :] for x in leaves), lanes)
 
-    def zeros(self) -> jax.Array:
+    def zeros(self) -> np.ndarray:
+        """Empty sums, f32[M] or f32[K, M], on the host."""
         size = sum(math.prod(s) for s in self.shapes)
-        return jnp.zeros((size,) if self.lanes is None else (self.lanes, size), jnp.float32)
+        return np.zeros((size,) if self.lanes is None else (self.lanes, size), np.float32)
 
     def pack(self, told: dict[str, Any]) -> jax.Array:
         lead = () if self.lanes is None else (self.lanes,)

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import json
 import math
 import os
 import time
@@ -98,6 +99,7 @@ class Session:
         self.mesh = parallel.mesh()
         parallel.check_divides(run.batch_size, self.mesh)
         self.place = parallel.Placement(self.mesh, lanes=self.lanes is not None)
+        self.frozen = self.place.replicated(self.experiment.frozen)
         self.workdir = claim(workdir, self.name, self.experiment.settings)
         self.checkpoints = Checkpoints(self.workdir / "checkpoints", keep=run.keep_checkpoints)
         self.history: list[dict[str, Any]] = []
@@ -136,13 +138,14 @@ class Session:
                     programs,
                     window,
                     Feed(slots, lanes=self.mode_of_lanes == "own"),
-                    frozen=ex.frozen,
+                    frozen=self.frozen,
                     resident=resident,
                     start=start,
                     total=total,
                     cadence=cadence,
                     hooks=hooks,
                     put=self.place.slot,
+                    spread=self.place.replicated,
                     halting=halting,
                 )
             ts, ended = outcome.ts, outcome.signum
@@ -216,12 +219,12 @@ class Session:
         with contextlib.closing(self._slots(0, 1)) as slots:
             slot = next(slots)
         make = partial(program, ex.step, fetch=ex.train_data.fetch, lanes=self.mode_of_lanes)
-        window = Window.of(jax.eval_shape(make(), ts, ex.frozen, resident, slot)[1], self.lanes)
+        window = Window.of(jax.eval_shape(make(), ts, self.frozen, resident, slot)[1], self.lanes)
         jit = self.place.jit(ts, sums=True)
         one = compile_step(make(), window, jit=jit)
         k = ex.run.steps_per_call
         if k is None:
-            lowered = one.lower(ts, window.zeros(), ex.frozen, resident, self.place.slot(slot))
+            lowered = one.lower(ts, self.place.replicated(window.zeros()), self.frozen, resident, self.place.slot(slot))
             flops = (lowered.cost_analysis() or {}).get("flops", math.inf) / len(self.seeds)
             k = steps_per_call(flops, cadence, ex.durations.total, backend=jax.default_backend())
         if k == 1 or not self.place.alone:
@@ -306,7 +309,7 @@ class Session:
             if name in WHILE_TRAINING and name in self.results:
                 continue
             self.results[name] = self._evaluate(name, ts.eval_view())
-            self._write(step, name, self.results[name])
+            self._write(step, name, self.results[name])  # nowhere but in the history when no training is going on
         return self.results
 
     def summarised(self) -> dict[str, Any]:
@@ -384,6 +387,18 @@ class Session:
             summary["signal"] = signum
         write_json(self.workdir / "summary.json", summary)
         self._writers.close()
+        report.write(self.workdir)
+        return summary
+
+    def amend(self) -> dict[str, Any]:
+        """Puts the results so far into the summary of a run that is over, and writes its report anew."""
+        path = self.workdir / "summary.json"
+        try:
+            summary = json.loads(path.read_text())
+        except (OSError, json.JSONDecodeError):
+            raise SettingsError(f"--workdir={self.workdir}: no summary.json that can be read; train first") from None
+        summary["metrics"] |= self.summarised()
+        write_json(path, summary)
         report.write(self.workdir)
         return summary
 

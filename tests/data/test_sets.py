@@ -221,7 +221,7 @@ def test_prepare_without_tensorflow_says_what_to_install(capsys, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "tensorflow" else found(n, *a))
     assert main(["prepare", "mnist"]) == 2
     err = capsys.readouterr().err
-    assert "pip install 'umbrella-jax[prepare]'" in err and err.count("\n") == 1
+    assert "pip install -e '.[prepare]'" in err and err.count("\n") == 1
 
 
 class Builder:

@@ -52,7 +52,7 @@ def prepare(name: str, data_dir: str | None = None) -> None:
     if plain not in known:
         raise SettingsError(f"TFDS has no set {plain!r}{near(plain, known) if _close(plain, known) else ''}")
     if importlib.util.find_spec("tensorflow") is None:
-        raise SettingsError("preparing a set needs TensorFlow (training does not): pip install 'umbrella-jax[prepare]'")
+        raise SettingsError("preparing a set needs TensorFlow (training does not): pip install -e '.[prepare]'")
     base = prepared.default_dir(data_dir)
     try:
         if (module := known[plain]) is not None:

@@ -1,0 +1,86 @@
+"""Writes the tables of docs/results.md from the summary.json files in docs/results/: python docs/generate_results.py
+
+A file is called NAME.json, or NAME.SEED.json when every seed was a run of its own. --check writes nothing and fails when
+the page is not what the files say.
+"""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE / "results.md"
+MARKS = ("<!-- results -->", "<!-- /results -->")
+SHOWN = ("negative_elbo", "nll", "bits_per_dim", "accuracy", "loss")
+
+
+def main(argv: list[str]) -> int:
+    text = page(PAGE.read_text(), [(p.name.split(".")[0], json.loads(p.read_text())) for p in sorted(files())])
+    if "--check" in argv:
+        return int(text != PAGE.read_text())
+    PAGE.write_text(text)
+    return 0
+
+
+def files() -> list[Path]:
+    return list((HERE / "results").glob("*.json"))
+
+
+def page(text: str, summaries: list[tuple[str, dict[str, Any]]]) -> str:
+    """The page with everything between the marks made anew."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for name, summary in summaries:
+        groups[name].append(summary)
+    before, rest = text.split(MARKS[0])
+    return (
+        before
+        + MARKS[0]
+        + "\n\n"
+        + "\n\n".join(section(n, g) for n, g in groups.items())
+        + "\n\n"
+        + MARKS[1]
+        + rest.split(MARKS[1])[1]
+    )
+
+
+def section(name: str, runs: list[dict[str, Any]]) -> str:
+    """One result: the command, what it ran on, and a line per metric of every evaluation on test."""
+    first = runs[0]
+    seeds = sum(r["seeds"] for r in runs)
+    minutes = np.mean([r["seconds"]["total"] for r in runs]) / 60
+    versions = ", ".join(f"{k} {first['versions'][k]}" for k in ("python", "jax", "flax", "optax"))
+    each = "" if len(runs) == 1 else " each"
+    lines = [
+        f"## {name}",
+        "",
+        f"    {first['command']}",
+        "",
+        f"{first['device']['kind']}; {minutes:.1f} minutes{each}; {seeds} seeds; {first['epochs']:.0f} epochs; "
+        f"{first['params']:,} parameters; {versions}; revision {first['git']}.",
+        "",
+        "| evaluation | metric | mean ± sd | seeds | baselines |",
+        "|---|---|---|---|---|",
+    ]
+    for evaluation, metrics in first["metrics"].items():
+        if evaluation in ("train_eval", "validation"):
+            continue
+        for metric in sorted(set(metrics) & set(SHOWN), key=SHOWN.index):
+            values = [v for r in runs for v in _values(r["metrics"][evaluation][metric])]
+            rivals = "; ".join(f"{b} {v[metric]:.4g}" for b, v in first["baselines"].items() if metric in v)
+            sd = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+            digits = 4 if metric == "accuracy" else 2
+            beside = rivals if evaluation == "test" else ""
+            lines.append(f"| {evaluation} | {metric} | {np.mean(values):.{digits}f}{sd} | {len(values)} | {beside} |")
+    return "\n".join(lines)
+
+
+def _values(told: Any) -> list[float]:
+    return told["values"] if isinstance(told, dict) else [told]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
