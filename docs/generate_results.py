@@ -1,7 +1,7 @@
 """Writes the tables of docs/results.md from the summary.json files in docs/results/: python docs/generate_results.py
 
-A file is called NAME.json, or NAME.SEED.json when every seed was a run of its own. --check writes nothing and fails when
-the page is not what the files say.
+A file is called NAME.json, or NAME.SEED.json when every seed was a run of its own. --check writes nothing and fails
+when the page is not what the files say.
 """
 
 import json

@@ -55,6 +55,14 @@ def test_bernoulli_is_scipys(rng: np.random.Generator) -> None:
     np.testing.assert_allclose(losses.bernoulli(f32(logits), f32(y)), wanted, rtol=1e-5)
 
 
+def test_the_gradient_of_bernoulli_is_sigmoid_less_y() -> None:
+    """In both tails, and at 0, where the formula that is used has two kinks that must cancel."""
+    logits = np.array([-1e4, -30.0, -1.0, -1e-30, 0.0, 1e-30, 1.0, 30.0, 1e4])
+    for y in (0.0, 0.3, 1.0):
+        got = jax.grad(lambda v, y=y: losses.bernoulli(v, jnp.full_like(v, y)).sum())(f32(logits)[None])
+        np.testing.assert_allclose(got[0], special.expit(logits) - y, rtol=1e-6, atol=1e-7)
+
+
 def test_bernoulli_of_grey_values_is_linear_in_them(rng: np.random.Generator) -> None:
     """y log p + (1 - y) log(1 - p) at y = .25 is a quarter of the loss at 1 and three quarters of that at 0."""
     logits = f32(rng.normal(size=(4, 3)))

@@ -193,6 +193,17 @@ def test_call_says_what_the_pipeline_lacks() -> None:
         settings.call(factory, {"eps": 2}, "adversarial.", {"base": "b"})
 
 
+def test_call_tells_of_settings_that_do_not_fit_together() -> None:
+    def fn(*, samples: Count, chunk: Count) -> int:
+        if samples % chunk:
+            raise ValueError(f"chunk={chunk} does not divide samples={samples}")
+        return samples // chunk
+
+    assert settings.call(fn, {"samples": 6, "chunk": 3}, "bound.") == 2
+    with pytest.raises(SettingsError, match=r"^config.bound: chunk=4 does not divide samples=6$"):
+        settings.call(fn, {"samples": 6, "chunk": 4}, "bound.")
+
+
 def test_choose() -> None:
     table: dict[str, Callable] = {"mlp": dict, "vae": list}
     given = {"name": "mlp", "width": 8}
