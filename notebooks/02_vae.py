@@ -301,6 +301,7 @@ config = {
     "batch_size": 64,
     "train_for": f"{STEPS} steps",
     "eval_every": "20%",
+    "checkpoint_every": "50%",
     "ema": 0.99,
     "evals": {"test": ("importance_weighted",)},
     "importance_weighted": {"samples": 50},

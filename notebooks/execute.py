@@ -9,6 +9,7 @@ The .py of a pair is the source (percent format, readable in a diff); the .ipynb
 import argparse
 import os
 import tempfile
+import zlib
 from pathlib import Path
 
 import jupytext
@@ -21,12 +22,8 @@ HERE = Path(__file__).resolve().parent
 def execute(path: Path, env: dict[str, str]) -> nbformat.NotebookNode:
     """The notebook of a percent script, run in a temporary folder. Raises CellExecutionError when a cell fails."""
     notebook = jupytext.read(path)
-    before = {}
-    pair = path.with_suffix(".ipynb")
-    if pair.exists():  # cells that have not changed keep their id, so a diff shows what did
-        before = {(c.cell_type, c.source): c.id for c in nbformat.read(pair, as_version=4).cells if "id" in c}
-    for i, cell in enumerate(notebook.cells):
-        cell.id = before.get((cell.cell_type, cell.source), f"{path.stem[:2]}-{i:02d}")
+    for cell in notebook.cells:
+        cell.id = f"{zlib.crc32(cell.source.encode()):08x}"  # what has not changed keeps its id, so a diff shows what did
     with tempfile.TemporaryDirectory() as folder:
         client = NotebookClient(
             notebook,

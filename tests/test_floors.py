@@ -1,4 +1,4 @@
-"""The house keeps its floors: who may import whom, and what no file may do. By reading the source, not by running it."""
+"""The house keeps its floors: who may import whom, and what no file may do. By reading the source alone."""
 
 import ast
 import textwrap
@@ -56,7 +56,7 @@ def too_high(module: str, source: str) -> list[str]:
 
 
 def within(source: str) -> set[str]:
-    """The modules of this package that it imports when it runs: "umbrella.a.b" if that is a module, else "umbrella.a"."""
+    """The modules of ours that it imports when it runs: "umbrella.a.b" if that is a module, else "umbrella.a"."""
     names = (name for name in imports(source, typing=False) if name.startswith("umbrella."))
     return {n if n in MODULES else n.rpartition(".")[0] for n in names} & MODULES.keys()
 

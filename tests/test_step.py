@@ -147,14 +147,12 @@ def test_microbatches_give_the_gradient_of_the_whole(problem: str) -> None:
     batch = uneven() if problem == "rows" else uneven_tokens()
     o = supervised(Tokens(), losses.cross_entropy)
     params, state = filled(o, batch)
-    run = jax.jit(lambda *a: [microbatch(k)(grad_of(o))(a[0], {}, a[1], a[2], context()) for k in (1, 2, 4)])
-    (g, loss, aux), *cut = run(params, state, batch)
-    for g_k, loss_k, aux_k in cut:
-        assert gap(g, g_k) < 1e-6
-        assert gap(loss, loss_k) < 1e-6
-        assert gap((aux.count, aux.metrics, aux.per_example), (aux_k.count, aux_k.metrics, aux_k.per_example)) < 1e-5
-        assert aux_k.outputs is None
-        assert aux_k.features == {}
+    run = jax.jit(lambda *a: [microbatch(k)(grad_of(o))(a[0], {}, a[1], a[2], context()) for k in (1, 4)])
+    (g, loss, aux), (g_4, loss_4, aux_4) = run(params, state, batch)
+    assert gap(g, g_4) < 1e-6
+    assert gap(loss, loss_4) < 1e-6
+    assert gap((aux.count, aux.metrics, aux.per_example), (aux_4.count, aux_4.metrics, aux_4.per_example)) < 1e-5
+    assert (aux_4.outputs, aux_4.features) == (None, {})
 
 
 def test_one_microbatch_is_the_function_itself() -> None:

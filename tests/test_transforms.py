@@ -268,7 +268,7 @@ def test_an_attack_climbs_its_probe() -> None:
     o, params = linear()
     against = o._replace(apply=lambda *a: (lambda out: (-out[0], out[1]))(o.apply(*a)))
     batch = points()
-    helped = adversarial(fgsm(eps=0.1), probe=against)(o).apply(params, {}, batch, context())[1]
+    helped = jax.jit(lambda p: adversarial(fgsm(eps=0.1), probe=against)(o).apply(p, {}, batch, context())[1])(params)
     f = (np.asarray(batch["x"]) + 0.1 * np.asarray(batch["y"])[:, None] * np.sign(W)) @ W
     np.testing.assert_allclose(helped.per_example, np.log1p(np.exp(-np.asarray(batch["y"]) * f)), rtol=1e-4)
 
@@ -339,7 +339,8 @@ def test_sam_by_hand() -> None:
 
 def test_sam_at_a_minimum_is_finite() -> None:
     o = transforms.sam(rho=0.5)(bowl())
-    g, loss, _ = grad_of(o)({"model": {"w": jnp.zeros(2)}}, {}, {"passes": jnp.int32(0)}, {}, context())
+    run = jax.jit(lambda p, s: grad_of(o)(p, {}, s, {}, context()))
+    g, loss, _ = run({"model": {"w": jnp.zeros(2)}}, {"passes": jnp.int32(0)})
     np.testing.assert_array_equal(g["model"]["w"], [0, 0])
     assert float(loss) == 0
 
@@ -371,7 +372,7 @@ def test_lora_starts_as_the_identity_and_trains_alone() -> None:
     o, _, batch = classifying()
     low = transforms.lora(rank=2)(o)
     step = update(grad_of(low), optax.adam(1e-2), wrt=("lora",))
-    ts = create(low.init, step, jax.random.key(0), batch)
+    ts = jax.jit(lambda key: create(low.init, step, key, batch))(jax.random.key(0))
     losses_of = jax.jit(lambda p: [x.apply(p, {}, batch, context())[0] for x in (o, low)])
     assert bits(*losses_of(ts.params))
     assert bits(low.resolve(ts.params, {})["model"], ts.params["model"])
@@ -404,7 +405,7 @@ def test_lora_resolves_to_the_sum_by_hand() -> None:
 def test_lora_draws_a_with_variance_one_over_the_inputs() -> None:
     """400 inputs, rank 10: 4,000 draws of standard deviation 1 / 20, known to 1.1 %."""
     o = supervised(MLP(out=2, hidden=()), losses.cross_entropy)
-    params, _ = transforms.lora(rank=10)(o).init({"x": jnp.zeros((1, 400))}, context())
+    params, _ = jax.jit(transforms.lora(rank=10)(o).init)({"x": jnp.zeros((1, 400))}, context())
     assert float(params["lora"]["head.kernel"]["a"].std()) == pytest.approx(0.05, rel=0.06)
     assert float(jnp.abs(params["lora"]["head.kernel"]["b"]).max()) == 0
 
@@ -422,6 +423,7 @@ def latent(n: int = 400) -> tuple[Objective, Params, dict[str, Array]]:
     return o, params, {"x": x, "y": x}
 
 
+@cache
 def bound(samples: int, **kw: Any) -> np.ndarray:
     """-L_k of every row."""
     o, params, batch = latent()
@@ -463,9 +465,7 @@ def test_the_bound_rises_with_the_samples_to_log_p() -> None:
 
 
 def test_the_bound_does_not_depend_on_the_chunk() -> None:
-    whole = bound(6)
-    for chunk in (1, 2):
-        np.testing.assert_allclose(bound(6, chunk=chunk), whole, rtol=1e-5)
+    np.testing.assert_allclose(bound(5, chunk=1), bound(5), rtol=1e-5)
     with pytest.raises(ValueError, match="chunk=4 does not divide samples=6"):
         bound(6, chunk=4)
 
@@ -475,8 +475,9 @@ def test_the_bound_under_mask_and_weight() -> None:
     o, params, batch = latent(4)
     full = transforms.importance_weighted(losses.log_importance_weight, samples=3)(o)
     hole = {"y": batch["y"].at[3].set(jnp.nan), "mask": f32([1, 1, 0, 0]), "weight": f32([2, 1, 7, 7])}
-    both = jax.jit(lambda c: [full.apply(params, {}, b, c) for b in (batch, batch | hole)])(context())
-    plain, (loss, aux) = np.asarray(both[0][1].per_example), both[1]
+    run = jax.jit(lambda b: full.apply(params, {}, b, context()))
+    plain = np.asarray(run(batch | {"mask": jnp.ones(4), "weight": jnp.ones(4)})[1].per_example)
+    loss, aux = run(batch | hole)
     assert float(loss) == pytest.approx((2 * plain[0] + plain[1]) / 2, rel=1e-5)
     assert aux.metrics["nll"].compute() == pytest.approx((plain[0] + plain[1]) / 2, rel=1e-5)
     np.testing.assert_allclose(aux.per_example, [plain[0], plain[1], 0, 0], rtol=1e-5)

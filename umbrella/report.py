@@ -219,7 +219,7 @@ def _charts(tracks: Tracks, first: str) -> list[dict[str, Any]]:
     out = []
     for metric in order:
         # An evaluation that was made once, at the end, is a number in the table, not a curve.
-        splits = {s: v for s, v in tracks[metric].items() if s in _SPLITS or len(v[0]) > 1}
+        splits = {s: v for s, v in tracks[metric].items() if s != "test" and (s in _SPLITS or len(v[0]) > 1)}
         if not splits or _says_nothing(metric, tracks):
             continue
         others = [s for s in splits if s not in _SPLITS]
