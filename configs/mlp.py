@@ -22,8 +22,8 @@ def get_config(variant: str = "digits") -> ConfigDict:
     c.label_smoothing = dict(eps=0.1)
     c.mixup = dict(alpha=0.2)
     c.sam = dict(rho=0.05)
-    c.adversarial = dict(eps=0.1, steps=7, probe="base")
-    c.pgd40 = dict(technique="adversarial", eps=0.1, steps=40, probe="base")
+    c.adversarial = dict(eps=0.1, steps=7)
+    c.pgd40 = dict(technique="adversarial", eps=0.1, steps=40)
 
     if variant == "digits":
         c.model = dict(name="mlp", hidden=(256,), dropout=0.2)

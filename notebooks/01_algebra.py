@@ -100,7 +100,7 @@ params, state = jax.jit(plain.init)(batch, ctx)
 loss, aux = jax.jit(plain.apply)(params, state, batch, ctx)
 
 print("params     ", jax.tree.map(jnp.shape, params))
-print("parameters ", um.train_state.parameter_count(params))
+print("parameters ", um.parameter_count(params))
 print("loss       ", loss)
 print("outputs    ", aux.outputs.shape)
 print("per_example", aux.per_example.shape, aux.per_example[:4])
@@ -363,7 +363,7 @@ step = um.guard(um.update(um.grad_of(adapted), optax.adam(3e-3), wrt=("lora",)))
 ts = jax.jit(lambda k: um.create(adapted.init, step, k, batch))(jax.random.key(3))
 ts = ts.replace(params={**ts.params, "model": jax.tree.map(jnp.copy, solo.params["model"])})
 run = um.train_step(step, fetch=data.fetch)
-print("scopes", {k: um.train_state.parameter_count(v) for k, v in ts.params.items()}, "  opt_state", list(ts.opt_state))
+print("scopes", {k: um.parameter_count(v) for k, v in ts.params.items()}, "  opt_state", list(ts.opt_state))
 before = um.evaluate(adapted, ts.view(), test, key)["accuracy"]
 for t in range(STEPS):
     ts, told = run(ts, {}, resident, data.slot(0, t))

@@ -96,11 +96,11 @@ def test_fits_widens_inside_containers() -> None:
         ("zzz", Literal["relu", "tanh"], "one of: relu, tanh"),
         (True, Literal[1, 2], "True is not one of the choices"),
         (8, tuple[Count, ...], "8 is int, wanted a tuple"),
-        ("ab", tuple[str, ...], "'ab' is text, wanted a tuple"),
+        ("ab", tuple[int, ...], "'ab' is text, wanted a tuple"),
         ((8, 0), tuple[Count, ...], "0 must be >= 1"),
         ((0.0, 1.0, 2.0), tuple[float, float], "has 3 entries, wanted 2"),
         ((1,), dict, "wanted a dict"),
-        ({"robust": "pgd"}, dict[str, tuple[str, ...]], "at 'robust': 'pgd' is text, wanted a tuple"),
+        ({"robust": 3}, dict[str, tuple[str, ...]], "at 'robust': 3 is int, wanted a tuple"),
         ({1: ()}, dict[str, tuple[str, ...]], "at 1: 1 is int, wanted text"),
     ],
 )
@@ -368,3 +368,20 @@ def test_override_of_a_whole_section_by_a_dict() -> None:
     config: dict[str, Any] = {"evals": {"test": ()}}
     override(config, "evals", "{'robust': ('pgd',)}")
     assert config == {"evals": {"robust": ("pgd",)}}
+
+
+def test_words_where_a_tuple_of_words_is_wanted() -> None:
+    """--config.trainable=lora is a tuple of one, whether or not the config has the key."""
+    assert fits("lora", tuple[str, ...]) == ("lora",)
+    assert fits("a, b", tuple[str, ...]) == ("a", "b")
+
+
+def test_a_duration_may_be_written_without_a_space() -> None:
+    assert duration("2epochs") == duration("2 epochs")
+    assert duration("1e6examples") == duration("1e6 examples")
+    assert duration("10 %") == duration("10%")
+
+
+def test_the_last_share_is_the_end() -> None:
+    """25 % of 3033 steps is 758.25; rounded up, four of them pass the end instead of stopping a step before it."""
+    assert duration("25%").steps(batch_size=1, n_train=1, total=3033) == 759

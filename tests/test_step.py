@@ -88,7 +88,7 @@ def test_wrt_trains_its_scopes_and_leaves_the_others_to_the_bit() -> None:
     """gen alone, m = 3: gradient -2 * 3 + 1 = -5, g = 1 + .5. disc is not even in the optimiser's state, where a zero
     gradient would still move it."""
     gen, _ = game()
-    ts, told = go(gen, update(grad_of(gen), optax.adam(LR), wrt=("gen",)), X, X)
+    ts, told = go(gen, update(grad_of(gen), optax.adam(LR), wrt=("gen",), name="gen"), X, X)
     assert bits(ts.params["disc"]["w"], jnp.float32(-2.0))
     assert at(ts, "gen") != 1.0
     assert ts.opt_state["gen"][0].mu.keys() == {"gen"}
@@ -349,7 +349,7 @@ def test_the_average_reaches_the_objective() -> None:
 def test_two_players_take_turns() -> None:
     """Each on what the other left, for three rounds, by hand."""
     gen, disc = game()
-    ts, told = go(gen, alternate(sgd(disc, wrt=("disc",)), sgd(gen, wrt=("gen",))), X, X, X)
+    ts, told = go(gen, alternate(sgd(disc, wrt=("disc",), name="disc"), sgd(gen, wrt=("gen",), name="gen")), X, X, X)
     g, d, m = 1.0, -2.0, 3.0
     for _ in range(3):
         d -= LR * (d - g * m)
@@ -364,7 +364,9 @@ def test_alternate_split_gives_every_turn_its_own_slice() -> None:
     """disc sees the mean 1, gen the mean 3: d = -2 - .1 (-2 - 1) = -1.7, g = 1 - .1 (-1.7 * 3 + 1) = 1.41."""
     gen, disc = game()
     batch = {"x": jnp.asarray([0.0, 2.0, 1.0, 5.0])}
-    ts, _ = go(gen, alternate(sgd(disc, wrt=("disc",)), sgd(gen, wrt=("gen",)), split=True), batch)
+    ts, _ = go(
+        gen, alternate(sgd(disc, wrt=("disc",), name="disc"), sgd(gen, wrt=("gen",), name="gen"), split=True), batch
+    )
     assert at(ts, "disc") == pytest.approx(-1.7)
     assert at(ts, "gen") == pytest.approx(1.41)
 
@@ -396,8 +398,8 @@ def test_repeat_split_gives_every_turn_its_own_slice() -> None:
 
 def test_five_turns_of_one_player_to_one_of_the_other() -> None:
     gen, disc = game()
-    five = repeat(update(grad_of(disc), optax.adam(LR), wrt=("disc",)), 5)
-    step = alternate(five, update(grad_of(gen), optax.adam(LR), wrt=("gen",)))
+    five = repeat(update(grad_of(disc), optax.adam(LR), wrt=("disc",), name="disc"), 5)
+    step = alternate(five, update(grad_of(gen), optax.adam(LR), wrt=("gen",), name="gen"))
     ts, _ = go(gen, step, X, X)
     assert (int(ts.opt_state["disc"][0].count), int(ts.opt_state["gen"][0].count)) == (10, 2)
 
@@ -466,7 +468,7 @@ def test_a_gradient_that_overflows_is_a_bad_step() -> None:
 def test_a_bad_turn_undoes_the_round() -> None:
     gen, disc = game()
     broken = gen._replace(apply=lambda p, s, b, c: (lambda out: (out[0] * jnp.nan, out[1]))(gen.apply(p, s, b, c)))
-    step = guard(alternate(sgd(disc, wrt=("disc",)), sgd(broken, wrt=("gen",))))
+    step = guard(alternate(sgd(disc, wrt=("disc",), name="disc"), sgd(broken, wrt=("gen",), name="gen")))
     ts, told = go(gen, step, X)
     assert (at(ts, "disc"), at(ts, "gen")) == (-2.0, 1.0)
     assert float(told[0]["skipped"].total) == 1
@@ -548,3 +550,10 @@ def test_a_train_step_donates_the_state_and_nothing_else() -> None:
     after, _ = train_step(step)(ts, frozen, {}, batch)
     assert ts.params["model"]["w"].is_deleted()
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after.params, batch, frozen)))
+
+
+def test_two_players_must_not_share_the_names_of_their_metrics() -> None:
+    gen, disc = game()
+    step = alternate(sgd(disc, wrt=("disc",)), sgd(gen, wrt=("gen",)))
+    with pytest.raises(ValueError, match="give their updates names"):
+        go(gen, step, X)

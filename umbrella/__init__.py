@@ -3,7 +3,7 @@
     import umbrella as um
 
     base = um.supervised(um.models.MLP(out=10), um.losses.cross_entropy)
-    robust = um.chain(um.label_smoothing(10, eps=0.1), um.adversarial(um.pgd(eps=0.1), probe=base))(base)
+    robust = um.chain(um.adversarial(um.pgd(eps=0.1)), um.label_smoothing(10, eps=0.1))(base)
     step = um.guard(um.then(um.update(um.grad_of(robust), optax.adam(1e-3)), um.ema(0.999)))
 
 or `um.run(config)` for everything at once. Names are loaded when they are first used, so that importing the package

@@ -291,6 +291,16 @@ def restore_params(
     return _like(template, _read(folder, wanted) | kept), checked.meta
 
 
+def saved_paths(directory: Path) -> frozenset[str]:
+    """The leaf paths ("params/model/head/kernel") in the newest step with an intact manifest; none without one."""
+    for folder in manifest.candidates(Path(directory).absolute(), None):
+        try:
+            return frozenset(manifest.read(folder).leaves)
+        except Corrupt as error:
+            logging.error("%s", error)
+    return frozenset()
+
+
 def read_meta(directory: Path, step: int | None = None) -> dict[str, Any] | None:
     """What `save` was given as meta for the newest step (or `step`) with an intact manifest; None when there is none.
 

@@ -97,8 +97,8 @@ def _later(mode: str, session: Any) -> int:
         print(_table(summary))
         print(f"report: {session.workdir / 'report.html'}")
     elif mode == "sample":
-        for made in session.draw(ts):
-            print(session.workdir / "artifacts" / made)
+        for path in session.draw(ts):
+            print(path)
     else:
         print(session.predict(ts))
     return 0

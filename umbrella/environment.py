@@ -93,7 +93,7 @@ def cache_dir() -> Path:
 def use_compilation_cache() -> None:
     """Lets JAX keep compiled programs between runs, in a folder of this user alone. JAX_COMPILATION_CACHE_DIR overrides
     the place; a folder that cannot be written is done without."""
-    if os.environ.get("JAX_COMPILATION_CACHE_DIR") is not None:
+    if jax.config.values.get("jax_compilation_cache_dir") is not None:
         return
     try:
         folder = cache_dir() / "xla"

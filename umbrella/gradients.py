@@ -35,6 +35,8 @@ def grad_of(objective: Objective, *, over: str | None = None) -> GradFn:
     def grads(free: Params, fixed: Params, state: State, batch: Batch, ctx: Ctx) -> tuple[Params, Array, Aux]:
         if over is not None:
             ctx = ctx.fork("shard", jax.lax.axis_index(over))
+            # Told apart by shard, so that a shard_map that checks replication does not add the gradients up by itself.
+            free = tmap(lambda v: jax.lax.pcast(v, over, to="varying"), free)
 
         def loss_of(free: Params) -> tuple[Array, Aux]:
             loss, aux = objective.apply({**fixed, **free}, state, batch, ctx)
@@ -45,11 +47,16 @@ def grad_of(objective: Objective, *, over: str | None = None) -> GradFn:
         (loss, aux), g = jax.value_and_grad(loss_of, has_aux=True)(free)
         if over is not None:
             g, loss, told, count = jax.lax.psum((g, loss, aux.metrics, aux.count), over)
-            shared = {k: v if k == "carry" else jax.lax.pmean(v, over) for k, v in aux.state.items()}
+            shared = {k: v if k == "carry" else tmap(lambda x: _agreed(x, over), v) for k, v in aux.state.items()}
             aux = aux.replace(metrics=told, count=count, state=shared)
         return g, loss, aux
 
     return grads
+
+
+def _agreed(x: Array, over: str) -> Array:
+    """One state for all shards: the mean of what is real, the largest of what counts."""
+    return (jax.lax.pmean if jnp.issubdtype(x.dtype, jnp.inexact) else jax.lax.pmax)(x, over)
 
 
 def microbatch(k: int) -> GradTransform:

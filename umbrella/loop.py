@@ -90,6 +90,13 @@ def fit(
     spent = {"data_wait": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
     began = clock = time.perf_counter()
     late: tuple[int, jax.Array] | None = None  # a closed window, read when the device has long finished it
+
+    def log(at: int, closed: jax.Array) -> None:
+        told = window.compute(closed)
+        if halting and np.any(told["skipped"]):
+            raise Diverged(_bad_step(ts), ts)
+        hooks.log(at, told)
+
     with Interrupts() as stop:
         step, sums, most = start, spread(window.zeros()), max(programs)
         while step < total and stop.signum is None:
@@ -111,15 +118,16 @@ def fit(
                 late, sums = (step, sums), spread(window.zeros())
             if last or saving:  # the state is looked at now, so nothing may be known later
                 ready, late = [*ready, *([late] if late is not None else [])], None
-            if halting and (ready or evaluating):
-                _check(ts)
-            for at, closed in ready:
-                hooks.log(at, window.compute(closed))
+            for closed in ready:
+                log(*closed)
             if evaluating and stop.signum is None:
                 clock = time.perf_counter()
                 hooks.evaluate(step, ts)
                 spent["evaluate"] += time.perf_counter() - clock
-            if saving:
+            if saving or stop.signum is not None:  # a signal may have come during the evaluation
+                if late is not None:
+                    log(*late)
+                    late = None
                 clock = time.perf_counter()
                 hooks.save(step, ts)
                 spent["checkpoint"] += time.perf_counter() - clock
@@ -132,10 +140,10 @@ def _due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
 
 
-def _check(ts: TrainState) -> None:
+def _bad_step(ts: TrainState) -> int:
+    """The first step that was not finite, of any lane; a halted state keeps it."""
     bad = np.asarray(jax.device_get(ts.opt_state["guard"]["bad_step"]))
-    if (bad >= 0).any():
-        raise Diverged(int(bad[bad >= 0].min()), ts)
+    return int(bad[bad >= 0].min())
 
 
 class Feed:

@@ -24,7 +24,7 @@ def cross_entropy(logits: Array, y: Array) -> Array:
     Returns:
       f32[...].
 
-    >>> float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0].round(4))  # log 4
+    >>> round(float(cross_entropy(jnp.zeros((1, 4)), jnp.array([2]))[0]), 4)  # log 4
     1.3863
     """
     if y.ndim < logits.ndim:
@@ -51,9 +51,11 @@ def bernoulli(logits: Array, y: Array) -> Array:
 
     Not optax's: its two log-sigmoids cost 2.1 us for 784 pixels on a CPU core, this form 0.27 us, to the same rounding.
     """
-    # -y log s(l) - (1 - y) log s(-l) = max(l, 0) - l y + log(1 + exp(-|l|)); its gradient at 0 comes out as 1/2 - y.
+    # -y log s(l) - (1 - y) log s(-l) = max(l, 0) - l y + log(1 + exp(-|l|)), the maximum as (l + |l|) / 2, which is
+    # exact: whatever slope |l| is given at 0 then cancels, and the gradient there is 1/2 - y, as it must be.
     logits, y = _flat(logits), _flat(y)
-    return jnp.sum(jnp.maximum(logits, 0) - logits * y + jnp.log1p(jnp.exp(-jnp.abs(logits))), axis=-1)
+    size = jnp.abs(logits)
+    return jnp.sum(0.5 * (logits + size) - logits * y + jnp.log1p(jnp.exp(-size)), axis=-1)
 
 
 def discretized_logistic(location: Array, log_scale: Array, y: Array, *, levels: int = 256) -> Array:
@@ -75,7 +77,8 @@ def discretized_logistic(location: Array, log_scale: Array, y: Array, *, levels:
     inverse = jnp.exp(-log_scale).reshape((1,) * (y.ndim - 1) + (-1,))
     above, below = (y - location + half) * inverse, (y - location - half) * inverse
     # log(sigmoid(a) - sigmoid(b)) = log_sigmoid(a) + log_sigmoid(-b) + log(1 - exp(b - a)), stable in both tails.
-    middle = jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below) + jnp.log(-jnp.expm1(below - above))
+    # b - a is the same everywhere; as a difference it would lose its digits far from the centre.
+    middle = jax.nn.log_sigmoid(above) + jax.nn.log_sigmoid(-below) + jnp.log(-jnp.expm1(-2 * half * inverse))
     log_p = jnp.where(y < half, jax.nn.log_sigmoid(above), jnp.where(y > 1 - half, jax.nn.log_sigmoid(-below), middle))
     return -_rows(log_p)
 

@@ -266,10 +266,9 @@ def _reduce(losses: Array, batch: Batch) -> tuple[Array, Array, Array]:
     mask = batch["mask"] if "mask" in batch else jnp.ones(losses.shape, losses.dtype)
     if mask.shape != losses.shape:
         raise ValueError(f"the criterion gives {losses.shape}, the mask is {mask.shape}: they must be equal")
-    losses = jnp.where(mask > 0, losses, 0)  # 0 * nan is nan: a padded row must not poison the sum
-    counted = mask * losses
+    losses = jnp.where(mask > 0, losses, 0)  # 0 * nan is nan: a padded row must not poison the loss
+    counted, tail = mask * losses, tuple(range(1, losses.ndim))
+    rows = jnp.sum(counted, tail) / jnp.maximum(jnp.sum(mask, tail), 1) if tail else losses
     if "weight" in batch:
         counted = counted * batch["weight"].reshape((-1,) + (1,) * (losses.ndim - 1))
-    tail = tuple(range(1, losses.ndim))
-    rows = jnp.sum(counted, tail) / jnp.maximum(jnp.sum(mask, tail), 1) if tail else losses
     return jnp.sum(counted), jnp.sum(mask), rows

@@ -18,7 +18,7 @@ import numpy as np
 from absl import logging
 
 from umbrella import artifacts, environment, parallel, pipelines, report
-from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, restore_params
+from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, restore_params, saved_paths
 from umbrella.evaluation import evaluate
 from umbrella.experiment import Experiment
 from umbrella.loop import Cadence, Compiled, Diverged, Feed, Hooks, Window, compile_step, fit, steps_per_call
@@ -69,8 +69,8 @@ def run(
       NothingVerified: there are checkpoints in workdir, and every one is damaged.
       Diverged: a loss or gradient was not finite; the workdir holds the last good state.
     """
-    session = Session(config, workdir, name=name, command=command, quiet=quiet)
-    with session:
+    environment.use_compilation_cache()
+    with Session(config, workdir, name=name, command=command, quiet=quiet) as session:
         return session.train(init_from)
 
 
@@ -204,7 +204,12 @@ class Session:
         if not (other / "checkpoints").is_dir():
             raise SettingsError(f"--init_from={other}: no checkpoints there; give the workdir of a run")
         try:
-            found, _ = restore_params(other / "checkpoints", View(ts.params, ts.state))
+            saved = saved_paths(other / "checkpoints")
+            scopes = [f"{part}/{k}" for part in ("params", "state") for k in getattr(ts, part)]
+            added = [s for s in scopes if not any(path.startswith(s + "/") for path in saved)]  # by LoRA, say
+            found, _ = restore_params(other / "checkpoints", View(ts.params, ts.state), fresh=added)
+            if added:
+                self._say(f"Not in {other}, so made anew: {', '.join(added)}.")
         except (Mismatch, NothingVerified) as error:
             raise SettingsError(f"--init_from={other}: {error}") from None
         ts = ts.replace(params=found.params, state=found.state)
@@ -316,16 +321,13 @@ class Session:
         """The results so far, as in summary.json."""
         return {name: summarise(m) for name, m in self.results.items()}
 
-    def draw(self, ts: TrainState, only: tuple[str, ...] = ()) -> list[str]:
-        """Makes the artifacts of the first seed."""
+    def draw(self, ts: TrainState) -> list[Path]:
+        """Makes the artifacts of the first seed; returns the files."""
         view = ts.eval_view() if self.lanes is None else ts.eval_view().lane(0)
-        made = []
+        folder = self.workdir / "artifacts"
         for name, fn in self.experiment.artifacts.items():
-            if only and name not in only:
-                continue
-            artifacts.save(self.workdir / "artifacts", name, fn(view, jax.random.key(EVAL_KEY)))
-            made.append(name)
-        return made
+            artifacts.save(folder, name, fn(view, jax.random.key(EVAL_KEY)))
+        return [folder / entry["file"] for entry in artifacts.read_index(folder)]
 
     def predict(self, ts: TrainState) -> Path:
         """Predictions for every row of the test split, as WORKDIR/artifacts/predictions.npz; by the first seed."""

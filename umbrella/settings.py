@@ -8,6 +8,7 @@ import ast
 import difflib
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
@@ -70,7 +71,8 @@ class Duration(NamedTuple):
             "examples": 1 / batch_size,
             "%": (total or 0) / 100,
         }[self.unit]
-        return max(1, round(self.amount * per_unit))
+        # Shares are rounded up, so that the last of four quarters is the end of the run and not the step before it.
+        return max(1, (math.ceil if self.unit == "%" else round)(self.amount * per_unit))
 
 
 _UNITS = {"steps": "steps", "epochs": "epochs", "examples": "examples", "%": "%", "percent": "%"}
@@ -90,7 +92,7 @@ def duration(text: str) -> Duration:
     hint = f"{text!r} is no duration: write '20 epochs', '500 steps', '1e6 examples', '10%' or 'never'"
     if not isinstance(text, str):
         raise SettingsError(hint)
-    words = text.replace("%", " % ").split()
+    words = re.sub(r"(?<=[\d.])\s*(?=%|[a-z]{2})", " ", text).split()  # "2epochs" is fine; "1e6" stays whole
     if words == ["never"]:
         return Duration(0.0, "never")
     if len(words) != 2:
@@ -117,8 +119,7 @@ Length = Annotated[str, Range(lambda v: _is_duration(v) and v.strip() != "never"
 Cadence = Annotated[str, Range(_is_duration, "is no duration")]
 
 
-# ------------------------------------------------------------------------------------------------------ values and
-# types
+# ----------------------------------------------------------------------------------------------------- values and types
 def fits(value: Any, hint: Any) -> Any:
     """The value in the type that `hint` asks for; an int where a float is wanted is widened, 1e2 is the int 100.
 
@@ -171,6 +172,8 @@ def _first_fit(value: Any, hints: tuple) -> Any:
 
 
 def _fits_tuple(value: Any, args: tuple) -> tuple:
+    if isinstance(value, str) and args == (str, Ellipsis):  # one word, or several with commas
+        value = tuple(w.strip() for w in value.split(",") if w.strip())
     if not isinstance(value, tuple | list):
         raise TypeError(f"{value!r} is {_kind(value)}, wanted a tuple such as ('a', 'b')")
     if len(args) == 2 and args[1] is Ellipsis:
@@ -204,8 +207,7 @@ def _words(hint: Any) -> str:
     return {"str": "text", "NoneType": "None"}.get(getattr(hint, "__name__", ""), getattr(hint, "__name__", str(hint)))
 
 
-# ------------------------------------------------------------------------------------------------------ calls by
-# settings
+# --------------------------------------------------------------------------------------------------- calls by settings
 def accepts(fn: Callable) -> dict[str, inspect.Parameter]:
     """The settings of a factory: its keyword-only parameters, or the fields of a Linen module or dataclass."""
     params = inspect.signature(fn).parameters
@@ -295,8 +297,7 @@ def choose(table: Mapping[str, Callable], settings: Mapping[str, Any], at: str) 
     return table[name], rest
 
 
-# ---------------------------------------------------------------------------------------------------------- command
-# line
+# -------------------------------------------------------------------------------------------------------- command line
 def parse(text: str, current: Any = None) -> Any:
     """The value that a person typed after `--config.key=`, guided by the value that stands there now.
 
@@ -310,7 +311,7 @@ def parse(text: str, current: Any = None) -> Any:
         return text
     try:
         value = ast.literal_eval({"true": "True", "false": "False", "none": "None"}.get(text, text))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         value = text
     if isinstance(current, tuple | list) and isinstance(value, str):
         return tuple(w.strip() for w in value.split(",") if w.strip())

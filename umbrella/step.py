@@ -5,6 +5,7 @@ A Step is a pair (init, apply): init adds the slots that it will use to the stat
 `key`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -32,22 +33,21 @@ class After(NamedTuple):
     apply: Callable[[TrainState, TrainState, Ctx], TrainState]  # (old, new, ctx)
 
 
-# -------------------------------------------------------------------------------------------------------- making
-# updates
+# ------------------------------------------------------------------------------------------------------ making updates
 def update(
     grad_fn: GradFn, tx: optax.GradientTransformation, *, wrt: tuple[str, ...] = (), name: str | None = None
 ) -> Step:
     """One optax update of the scopes in `wrt` (of all when empty).
 
     Its optimiser state lives in ts.opt_state[slot], slot = name or "+".join(wrt) or "all". Reports "objective" (the
-    loss that was differentiated) and "grad_norm" (global, before the optimiser); prefixes its metrics with the slot
-    when it is named or has a `wrt`.
+    loss that was differentiated) and "grad_norm" (global, before the optimiser); prefixes its metrics with its name
+    when it has one, as every player of a game should.
 
     Raises (at init):
       ValueError: the slot is taken, or `wrt` names a scope that does not exist.
     """
     slot = name or "+".join(wrt) or "all"
-    prefix = f"{slot}/" if name or wrt else ""
+    prefix = f"{name}/" if name else ""
 
     def free_of(params: Params) -> Params:
         return {k: v for k, v in params.items() if not wrt or k in wrt}
@@ -98,9 +98,12 @@ def alternate(*steps: Step, split: bool = False) -> Step:
         if split:
             _refuse_carry(ts)
         told: Metrics = {}
+        owner: dict[str, Step] = {}
         for i, s in enumerate(steps):
             part = tmap(lambda x, i=i: _turns(x, turns)[i], dict(batch)) if split else batch
             ts, m = s.apply(ts, part, ctx.fork("turn", i))
+            if clash := sorted(k for k in m if owner.setdefault(k, s) is not s):
+                raise ValueError(f"two steps report {clash[0]!r}: give their updates names")
             told |= {k: merge(told[k], v) if k in told else v for k, v in m.items()}
         return ts, told
 
@@ -172,6 +175,8 @@ def ema(decay: float, *, only: tuple[str, ...] = ()) -> After:
     def seen(scopes: dict[str, PyTree]) -> dict[str, PyTree]:
         return {k: v for k, v in scopes.items() if k != "carry" and (not only or k in only)}
 
+    log_decay = math.log(decay) if decay > 0 else -math.inf
+
     def init(ts: TrainState) -> TrainState:
         if ts.ema is not None:
             raise ValueError("the state already keeps an average: one ema is enough")
@@ -183,7 +188,8 @@ def ema(decay: float, *, only: tuple[str, ...] = ()) -> After:
     def apply(old: TrainState, new: TrainState, ctx: Ctx) -> TrainState:
         assert old.ema is not None
         count = old.opt_state["ema"]["count"] + 1
-        gain = (1 - decay) / (1 - jnp.float32(decay) ** count.astype(jnp.float32))
+        # 1 - decay^t by expm1: in f32 the difference itself would lose most of its digits while t is small.
+        gain = jnp.where(count == 1, 1.0, (1 - decay) / -jnp.expm1(count.astype(jnp.float32) * log_decay))
 
         def average(a: Array, x: Array) -> Array:
             return a + gain.astype(x.dtype) * (x - a) if jnp.issubdtype(x.dtype, jnp.floating) else x

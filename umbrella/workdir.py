@@ -19,6 +19,7 @@ EXTENSIBLE = (  # what may change when a run is continued: how long, how often, 
     "eval_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "workers",
     "baselines",
     "evals",
 )
@@ -70,11 +71,10 @@ def claim(workdir: str | os.PathLike[str] | None, name: str, settings: Mapping[s
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], given: str) -> None:
     old, new = flatten(before), flatten(now)
-    changed = sorted(
-        k for k in {*old, *new} if k.split(".")[0] not in EXTENSIBLE and old.get(k, None) != new.get(k, None)
-    )
+    # A key that the other run did not know of came with a later version, whose default is what that run did.
+    changed = sorted(k for k in old if k.split(".")[0] not in EXTENSIBLE and old[k] != new.get(k))
     if changed:
-        told = "; ".join(f"{k} was {old.get(k, 'absent')!r}, is {new.get(k, 'absent')!r}" for k in changed[:5])
+        told = "; ".join(f"{k} was {old[k]!r}, is {new.get(k, 'absent')!r}" for k in changed[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise SettingsError(f"{given}: holds a run of another config ({told}{more}); give another workdir")
 
@@ -101,7 +101,7 @@ def over_seeds(values: Any) -> dict[str, Any]:
     from scipy import stats
 
     v = np.asarray(values, np.float64)
-    half = stats.t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v)) if len(v) > 1 else float("nan")
+    half = float(stats.t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v))) if len(v) > 1 else math.nan
     mean = float(v.mean())
     return {"mean": mean, "ci95": [mean - half, mean + half], "n": len(v), "values": v.tolist()}
 

@@ -76,7 +76,7 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
             f"config.microbatches: {common.microbatches} slices do not divide a batch of {run.batch_size}"
         )
     gradient = microbatch(common.microbatches)(grad_of(train))
-    step = update(gradient, optimizer, wrt=common.trainable, name="all" if common.trainable else None)
+    step = update(gradient, optimizer, wrt=common.trainable)
     if common.ema:
         step = then(step, ema(common.ema))
     step = guard(step, common.on_nonfinite)

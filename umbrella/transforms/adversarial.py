@@ -27,8 +27,8 @@ def adversarial(
     evaluated.
 
     Args:
-      probe: the objective that the attack climbs; what is wrapped when None (under label smoothing, give the plain
-        one).
+      probe: the objective that the attack climbs; what is wrapped when None. What stands to the left has changed the
+        batch already: to attack the true labels under label smoothing, put the attack to the left of it.
       train_mode: whether probes run in training mode. By default they run in evaluation mode (no dropout, BatchNorm by
         its running averages), which switches off every train-only transform inside, too. Their state is thrown away:
         one pass counts.
@@ -141,8 +141,7 @@ def fgsm_adversarial(
     return adversarial(fgsm(eps=eps, bounds=bounds), probe=base if probe == "base" else None, train_mode=train_mode)
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# helpers
+# -------------------------------------------------------------------------------------------------------------- helpers
 class _Linf:
     @staticmethod
     def project(delta: Array, eps: float) -> Array:
@@ -164,6 +163,8 @@ class _L2:
 
     @staticmethod
     def steepest(g: Array) -> Array:
+        largest = jnp.max(jnp.abs(g), axis=tuple(range(1, g.ndim)), keepdims=True)
+        g = g / jnp.where(largest > 0, largest, 1)  # a confident prediction's gradient is tiny, its direction is not
         return g / jnp.maximum(_norms(g), 1e-12)
 
     @staticmethod

@@ -38,6 +38,9 @@ def importance_weighted(
 
     def wrap(o: Objective) -> Objective:
         def apply(params: Params, state: State, batch: Batch, ctx: Ctx) -> tuple[Array, Aux]:
+            if "y" not in batch:
+                raise ValueError("importance_weighted needs y: put it inside (to the right of) what makes the target")
+
             def weigh(i: Array) -> tuple[Array, Aux]:
                 _, aux = o.apply(params, state, batch, ctx.fork("sample", i))
                 return log_weight(aux.outputs, batch["y"]), aux

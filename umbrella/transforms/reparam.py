@@ -20,6 +20,8 @@ def lora(*, rank: Count, alpha: NonNegative = 1.0, scope: str = "model") -> Tran
     def wrap(o: Objective) -> Objective:
         def init(batch: Batch, ctx: Ctx) -> tuple[Params, State]:
             params, state = o.init(batch, ctx)
+            if "lora" in params:
+                raise ValueError("lora is there already: one of them is enough")
             deltas = {}
             for name, w in _matrices(params[scope]).items():
                 a = jax.random.normal(ctx.rng(f"lora/{name}"), (w.shape[0], rank), w.dtype) / jnp.sqrt(
