@@ -5,6 +5,7 @@ slows both. Nothing else may run meanwhile. PyTorch and Lightning join when they
 """
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -79,14 +80,15 @@ def loops(rounds: int) -> list[tuple[str, str, str, str]]:
         ("MLP 64-128-10, digits, batch 64", loops.tiny_mlp, {"Lightning": 1000}),
         ("VAE 784-400-20, MNIST, batch 128", loops.vae, {}),
     ):
-        segments = {k: v for k, v in make().items() if v is not None}
-        often = {k: steps.get(k, 4000 if "MLP" in title else 400) for k in segments}
-        for name, segment in segments.items():
-            segment(often[name])  # compiles, warms up
-        told: dict[str, list[float]] = {k: [] for k in segments}
-        for _ in range(rounds):
+        with contextlib.ExitStack() as stack:
+            segments = {k: v for k, v in make(stack).items() if v is not None}
+            often = {k: steps.get(k, 5000 if "MLP" in title else 1000) for k in segments}
             for name, segment in segments.items():
-                told[name].append(segment(often[name]) * 1e6)
+                segment(often[name])  # compiles, warms up
+            told: dict[str, list[float]] = {k: [] for k in segments}
+            for _ in range(rounds):
+                for name, segment in segments.items():
+                    told[name].append(segment(often[name]) * 1e6)
         ours = np.array(told["umbrella"])
         for name, other in told.items():
             if name == "umbrella":

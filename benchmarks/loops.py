@@ -1,5 +1,6 @@
 """Umbrella's loop, with everything on, against the rivals."""
 
+import contextlib
 import tempfile
 import time
 from pathlib import Path
@@ -9,13 +10,15 @@ import jax
 import numpy as np
 
 from benchmarks import rivals
-from umbrella import data, models, runs
+from umbrella import models, runs
 from umbrella.loop import Cadence, Feed, Hooks, fit
+from umbrella.settings import SettingsError
 
 
-def umbrella_loop(config: dict[str, Any]) -> tuple[rivals.Segment, runs.Session]:
+def umbrella_loop(config: dict[str, Any], stack: contextlib.ExitStack) -> tuple[rivals.Segment, runs.Session]:
     """The loop as a run has it: averages, guard, metrics to the writers, logs and checkpoints at their cadence."""
-    session = runs.Session(config, tempfile.mkdtemp(prefix="umbrella-bench-"), name="benchmark", quiet=True)
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="umbrella-bench-"))
+    session = stack.enter_context(runs.Session(config, folder, name="benchmark", quiet=True))
     ex = session.experiment
     resident = session.place.replicated(ex.train_data.resident)
     ts, _ = session.start(resident)
@@ -24,7 +27,7 @@ def umbrella_loop(config: dict[str, Any]) -> tuple[rivals.Segment, runs.Session]
     d = ex.durations
     cadence = Cadence(d.steps(ex.run.log_every), 0, d.steps(ex.run.checkpoint_every))
     programs, window = session.compile(ts, resident, cadence)
-    held = {"ts": ts, "step": 0}
+    held: dict[str, Any] = {"ts": ts, "step": 0}
 
     def segment(steps: int) -> float:
         start = held["step"]
@@ -63,7 +66,7 @@ def common(name: str, **more: Any) -> dict[str, Any]:
     }
 
 
-def tiny_mlp() -> dict[str, rivals.Segment | None]:
+def tiny_mlp(stack: contextlib.ExitStack) -> dict[str, rivals.Segment | None]:
     """64-128-10 on scikit-learn's digits, batch 64."""
     config = common(
         "digits",
@@ -73,7 +76,7 @@ def tiny_mlp() -> dict[str, rivals.Segment | None]:
         log_every="500 steps",
         checkpoint_every="5000 steps",
     )
-    ours, session = umbrella_loop(config)
+    ours, session = umbrella_loop(config, stack)
     arrays = {k: np.asarray(session.experiment.train_data.resident[k]) for k in ("x", "y")}
     return {
         "umbrella": ours,
@@ -83,7 +86,7 @@ def tiny_mlp() -> dict[str, rivals.Segment | None]:
     }
 
 
-def vae() -> dict[str, rivals.Segment | None]:
+def vae(stack: contextlib.ExitStack) -> dict[str, rivals.Segment | None]:
     """784-400-20 on MNIST, batch 128; on noise of MNIST's size when MNIST is not here (the time is the same)."""
     with tempfile.TemporaryDirectory() as folder:
         config = common(
@@ -95,13 +98,13 @@ def vae() -> dict[str, rivals.Segment | None]:
             checkpoint_every="1000 steps",
         )
         try:
-            ours, session = umbrella_loop(config)
-        except data.SettingsError:
+            ours, session = umbrella_loop(config, stack)
+        except SettingsError:
             path = Path(folder) / "noise.npz"
             rng = np.random.default_rng(0)
             x, y = rng.integers(0, 256, (60_000, 28, 28, 1), np.uint8), rng.integers(0, 10, 60_000)
             np.savez(path, x=x, y=y)
-            ours, session = umbrella_loop(config | {"data": {"name": "noise", "path": str(path)}})
+            ours, session = umbrella_loop(config | {"data": {"name": "noise", "path": str(path)}}, stack)
         arrays = {"x": np.asarray(session.experiment.train_data.resident["x"])}
     net = models.VAE(shape=(28, 28, 1), latent=20, hidden=(400,), activation="relu")
     return {"umbrella": ours, "hand-written jit": rivals.hand_written(net, rivals.VaeLoss(255.0), arrays, 128)}

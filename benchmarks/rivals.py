@@ -28,7 +28,7 @@ def indices(n: int, batch: int) -> Iterator[np.ndarray]:
             yield order[i : i + batch]
 
 
-def hand_written(net: nn.Module, loss_of: Callable[..., Any], arrays: dict[str, np.ndarray], batch: int) -> Segment:
+def hand_written(net: nn.Module, loss_of: "ClassifierLoss", arrays: dict[str, np.ndarray], batch: int) -> Segment:
     """What a person would write: parameters and Adam's state in a jitted, donated step; the data on the device."""
     data = jax.device_put(arrays)
     tx = optax.adam(1e-3)
@@ -67,7 +67,7 @@ class ClassifierLoss:
     def input(self, x: Any) -> Any:
         return x.astype(jnp.float32) * (1 / self.scale)
 
-    def __call__(self, net: nn.Module, params: Any, rows: dict[str, Any], key: Any) -> Any:
+    def __call__(self, net: Any, params: Any, rows: dict[str, Any], key: Any) -> Any:
         logits = net.apply({"params": params}, self.input(rows["x"]), train=True)
         return losses.cross_entropy(logits, rows["y"]).mean()
 
@@ -75,7 +75,7 @@ class ClassifierLoss:
 class VaeLoss(ClassifierLoss):
     """The negative ELBO of dynamically binarised images."""
 
-    def __call__(self, net: nn.Module, params: Any, rows: dict[str, Any], key: Any) -> Any:
+    def __call__(self, net: Any, params: Any, rows: dict[str, Any], key: Any) -> Any:
         key_x, key_z = jax.random.split(key)
         x = jax.random.bernoulli(key_x, self.input(rows["x"])).astype(jnp.float32)
         out = net.apply({"params": params}, x, train=True, rngs={"latent": key_z})
@@ -125,7 +125,7 @@ def lightning_mlp(arrays: dict[str, np.ndarray], batch: int, scale: float) -> Se
     x = torch.from_numpy(arrays["x"].reshape(len(arrays["x"]), -1).astype(np.float32) / scale)
     y = torch.from_numpy(arrays["y"].astype(np.int64))
 
-    class Module(lightning.LightningModule):  # type: ignore[name-defined,misc]
+    class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
             self.net = _torch_net(torch)

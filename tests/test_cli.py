@@ -37,6 +37,7 @@ MISTAKES = {
     "negative seed": ((VAE, "--config.seed=-1"), "must be >= 0"),
     "no time": ((VAE, "--config.train_for=0 epochs"), "must be more than zero"),
     "never": ((VAE, "--config.train_for=never"), "never"),
+    "longer than a step counts": ((VAE, "--config.train_for=1e300 steps"), "more than 2,147,483,646 steps"),
     "unknown unit": ((VAE, "--config.train_for=3 epocs"), "no unit 'epocs'"),
     "a section as a value": ((VAE, "--config.optimizer=adam"), "that is a section"),
     "technique without its setting": ((MLP, "--config.techniques=l2"), "config.l2.weight: missing"),

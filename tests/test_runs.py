@@ -153,10 +153,27 @@ def test_a_non_finite_loss_stops_the_run_and_names_the_step_and_the_leaf(tmp_pat
         um.run(blow_up, workdir=tmp_path, quiet=True)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] == "diverged"
-    assert summary["step"] >= error.value.step
+    assert summary["step"] == error.value.step
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(error.value.ts.params)))
     assert not any(p.is_dir() and p.name.isdigit() for p in (tmp_path / "checkpoints").iterdir())
     assert (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_what_went_wrong_is_found_by_making_the_steps_since_the_checkpoint_again(seeds: int, tmp_path: Path) -> None:
+    """A decay of 11 makes every weight -10 times what it was: the square of 1.1e4 w overflows when w is 1e15."""
+    grows = config(optimizer=dict(name="sgd", learning_rate=1e-3), techniques=("l2",), l2=dict(weight=1.1e4))
+    grows |= dict(seeds=seeds, eval_every="never", checkpoint_every="3 steps", model=dict(name="mlp", hidden=(8,)))
+    grows |= dict(log_every="5 steps", train_for="100 steps")
+    with pytest.raises(Diverged, match="first bad leaf: norm of the gradient") as error:
+        um.run(grows, workdir=tmp_path / "w", quiet=True)
+    bad = error.value.step
+    assert 10 < bad < 40
+    saved = [int(p.name) for p in (tmp_path / "w" / "checkpoints").iterdir() if p.name.isdigit()]
+    assert max(saved) == bad // 3 * 3
+    before = um.run(grows | dict(train_for=f"{bad} steps"), workdir=tmp_path / "before", quiet=True).ts
+    assert bits(error.value.ts.params, before.params)
+    assert bits(error.value.ts.opt_state["all"], before.opt_state["all"])
 
 
 def test_skipping_goes_on(tmp_path: Path) -> None:

@@ -434,14 +434,15 @@ def bad(x: float = np.nan) -> Batch:
     return {"x": jnp.asarray([1.0, x])}
 
 
-def test_halt_names_the_first_bad_step_and_holds_the_state_before_it() -> None:
-    """Sticky: the steps after it, good ones too, change nothing but the count of batches."""
+def test_halt_names_the_first_bad_step_and_undoes_nothing() -> None:
+    """The flag stays through the good steps that follow, none of which is counted or averaged in."""
     step = guard(sgd(quadratic()), "halt")
     before, _ = go(quadratic(), step, X, X)
     assert int(before.opt_state["guard"]["bad_step"]) == -1
+    assert bits(before.params, go(quadratic(), sgd(quadratic()), X, X)[0].params)
     ts, told = go(quadratic(), step, X, X, bad(), X, bad(np.inf), X)
     assert int(ts.opt_state["guard"]["bad_step"]) == 2
-    assert bits(ts.params, before.params)
+    assert not np.isfinite(at(ts))
     assert int(ts.step) == 6
     assert [float(m["skipped"].total) for m in told] == [0, 0, 1, 1, 1, 1]
     assert [float(m["loss"].count) for m in told] == [2, 2, 0, 0, 0, 0]
@@ -484,8 +485,8 @@ def test_lanes_are_guarded_one_by_one(policy: Any) -> None:
     for i in range(3):
         each = [bad() if (i, k) == (1, 1) else {"x": X["x"] + k} for k in range(3)]
         ts, _ = run(ts, {}, {}, tmap(lambda *v: jnp.stack(v), *each))
-    moved = {"skip": 2, "halt": 1}[policy]
-    wanted = [3 - 0.9**3, 4 - 2 * 0.9**moved, 5 - 3 * 0.9**3]  # towards 3, 4, 5 from 2
+    middle = {"skip": 4 - 2 * 0.9**2, "halt": np.nan}[policy]
+    wanted = [3 - 0.9**3, middle, 5 - 3 * 0.9**3]  # towards 3, 4, 5 from 2
     np.testing.assert_allclose(ts.params["model"]["w"], wanted, rtol=1e-6)
     if policy == "halt":
         np.testing.assert_array_equal(ts.opt_state["guard"]["bad_step"], [-1, 1, -1])

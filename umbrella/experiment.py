@@ -9,6 +9,8 @@ from umbrella.objective import Array, Batch, Init, Objective, PyTree, View
 from umbrella.settings import Cadence, Count, Length, Natural, SettingsError, duration
 from umbrella.step import Step
 
+MOST_STEPS = 2**31 - 2  # `TrainState.step` is i32
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
@@ -42,7 +44,12 @@ class Durations(NamedTuple):
         total = duration(run.train_for)
         if total.unit == "%":
             raise SettingsError(f"config.train_for: {run.train_for!r}: a percentage of what? Say epochs or steps")
-        return cls(run.batch_size, n_train, total.steps(batch_size=run.batch_size, n_train=n_train))
+        steps = total.steps(batch_size=run.batch_size, n_train=n_train)
+        if steps > MOST_STEPS:
+            raise SettingsError(
+                f"config.train_for: {run.train_for!r} is more than {MOST_STEPS:,} steps, which is the most"
+            )
+        return cls(run.batch_size, n_train, steps)
 
     def steps(self, text: str) -> int:
         """ "1 epoch" -> steps, at least 1; "never" -> 0."""

@@ -23,9 +23,9 @@ Compiled = Any  # a jitted (ts, sums, frozen, resident, slot) -> (ts, sums)
 
 
 class Diverged(Exception):
-    """A loss or a gradient was not finite. The state is the last finite one."""
+    """A loss or a gradient was not finite at `step`. `ts` is the state before that step, where it was made again."""
 
-    def __init__(self, step: int, ts: TrainState, leaf: str | None = None):
+    def __init__(self, step: int, ts: TrainState | None = None, leaf: str | None = None):
         where = "" if leaf is None else f"; first bad leaf: {leaf}"
         super().__init__(f"the loss or its gradient was not finite at step {step}{where}")
         self.step = step
@@ -85,7 +85,7 @@ def fit(
       halting: whether the step is guarded by "halt", so that opt_state["guard"] tells of a bad step.
 
     Raises:
-      Diverged: with `halting`, at the first log after the bad step; holds the state before it.
+      Diverged: with `halting`, at the first log after the bad step, whose number it holds. Nothing was saved since.
     """
     spent = {"data_wait": 0.0, "evaluate": 0.0, "checkpoint": 0.0}
     began = clock = time.perf_counter()
@@ -94,7 +94,7 @@ def fit(
     def log(at: int, closed: jax.Array) -> None:
         told = window.compute(closed)
         if halting and np.any(told["skipped"]):
-            raise Diverged(_bad_step(ts), ts)
+            raise Diverged(_bad_step(ts))
         hooks.log(at, told)
 
     with Interrupts() as stop:
@@ -141,7 +141,7 @@ def _due(step: int, every: int) -> bool:
 
 
 def _bad_step(ts: TrainState) -> int:
-    """The first step that was not finite, of any lane; a halted state keeps it."""
+    """The first step that was not finite, of any lane."""
     bad = np.asarray(jax.device_get(ts.opt_state["guard"]["bad_step"]))
     return int(bad[bad >= 0].min())
 

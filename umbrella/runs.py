@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import optax
 from absl import logging
 
 from umbrella import artifacts, environment, parallel, pipelines, report
@@ -67,7 +68,7 @@ def run(
     Raises:
       SettingsError: the config, the data or the workdir is not as it should be.
       NothingVerified: there are checkpoints in workdir, and every one is damaged.
-      Diverged: a loss or gradient was not finite; the workdir holds the last good state.
+      Diverged: a loss or gradient was not finite; the workdir keeps the last good checkpoint.
     """
     environment.use_compilation_cache()
     with Session(config, workdir, name=name, command=command, quiet=quiet) as session:
@@ -153,10 +154,10 @@ class Session:
             spent["step"] -= self.meter.seconds - before - self._compiled_in_hooks
             spent["evaluate"] -= self._compiled_in_hooks  # a save compiles next to nothing
         except Diverged as error:
-            blame = self._blame(error, resident)
-            self.checkpoints.wait()
-            self._finish(error.ts, "diverged", spent, start, None)
-            raise Diverged(error.step, error.ts, blame) from None
+            ts = self._before(error.step, resident, init_from, programs, window)
+            leaf = self._blame(error.step, ts, resident)
+            self._finish(ts, "diverged", spent, start, None)
+            raise Diverged(error.step, ts, leaf) from None
         if ended is not None:
             status = "interrupted"
         else:
@@ -277,30 +278,63 @@ class Session:
         self.checkpoints.save(step, ts, meta)
         self._compiled_in_hooks += self.meter.seconds - before
 
-    def _blame(self, error: Diverged, resident: Any) -> str:
-        """The first leaf that is not finite when the bad step is made again, on the state before it."""
-        ex = self.experiment
-        lane = 0
-        if self.lanes is not None:
-            bad = np.asarray(jax.device_get(error.ts.opt_state["guard"]["bad_step"]))
-            lane = int(np.flatnonzero(bad == error.step)[0])
-        ts = error.ts if self.lanes is None else jax.tree.map(lambda x: x[lane], error.ts)
-        seed = self.seeds[0 if self.mode_of_lanes == "shared" else lane]
-        batch = ex.train_data.fetch(resident, ex.train_data.slot(seed, error.step))
-        ctx = Ctx(jax.random.fold_in(ts.key, error.step), jax.numpy.int32(error.step), ex.frozen, ema=ts.ema)
+    def _before(
+        self,
+        step: int,
+        resident: Any,
+        init_from: str | os.PathLike[str] | None,
+        programs: Mapping[int, Compiled],
+        window: Window,
+    ) -> TrainState:
+        """The state before `step`, made again from the last checkpoint: the guard of a run that halts keeps none.
 
-        def looked_at(params: Any) -> tuple[Any, Any]:
+        A signal ends it sooner.
+        """
+        self.checkpoints.wait()
+        self._say(f"Not finite at step {step}. Making the state before it again, to see what went wrong first.")
+        ts, start = self.start(resident, init_from)
+        nothing = Hooks(*[lambda *_: None] * 3)
+        with contextlib.closing(self._slots(start, step)) as slots:
+            return fit(
+                ts,
+                programs,
+                window,
+                Feed(slots, lanes=self.mode_of_lanes == "own"),
+                frozen=self.frozen,
+                resident=resident,
+                start=start,
+                total=step,
+                cadence=Cadence(0, 0, 0),
+                hooks=nothing,
+                put=self.place.slot,
+                spread=self.place.replicated,
+            ).ts
+
+    def _blame(self, step: int, ts: TrainState, resident: Any) -> str | None:
+        """The first leaf that is not finite when step `step` is made on the state before it; the lanes in turn."""
+        ex = self.experiment
+        if int(np.max(jax.device_get(ts.step))) < step:
+            return None
+
+        def looked_at(params: Any, ts: TrainState, batch: Any) -> tuple[Any, Any]:
+            ctx = Ctx(jax.random.fold_in(ts.key, step), jax.numpy.int32(step), ex.frozen, ema=ts.ema)
             loss, aux = ex.objective.apply(params, ts.state, batch, ctx)
             return loss, {"batch": dict(batch), "outputs": aux.outputs, "loss": loss}
 
-        gradient, seen = jax.jit(jax.grad(looked_at, has_aux=True))(ts.params)
-        for path, leaf in jax.tree_util.tree_leaves_with_path({**seen, "gradient": gradient}, is_leaf=None):
-            if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(jax.device_get(leaf)).all():
-                return jax.tree_util.keystr(path, simple=True, separator="/")
+        look = jax.jit(jax.grad(looked_at, has_aux=True))
+        for k, seed in enumerate(self.seeds):
+            lane = ts if self.lanes is None else jax.tree.map(lambda x, k=k: x[k], ts)
+            slot = ex.train_data.slot(self.seeds[0] if self.mode_of_lanes == "shared" else seed, step)
+            gradient, seen = look(lane.params, lane, ex.train_data.fetch(resident, slot))
+            seen |= {"gradient": gradient, "norm of the gradient": optax.tree.norm(gradient)}
+            for part in ("batch", "outputs", "loss", "gradient", "norm of the gradient"):  # as they are computed
+                for path, leaf in jax.tree_util.tree_leaves_with_path({part: seen[part]}):
+                    if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(jax.device_get(leaf)).all():
+                        name = jax.tree_util.keystr(path, simple=True, separator="/")
+                        return name if self.lanes is None else f"{name} of seed {seed}"
         return "none when the step is made again alone"
 
-    # ------------------------------------------------------------------------------------------------- after the
-    # training
+    # ----------------------------------------------------------------------------------------------- after the training
     def _evaluate(self, name: str, view: View) -> dict[str, Any]:
         told = self.experiment.evals[name]
         key = jax.random.key(EVAL_KEY)

@@ -1,5 +1,7 @@
 """Techniques that rewrite the batch. Floor 2."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -71,11 +73,18 @@ def binarise() -> Transform:
     Dynamic binarisation makes grey images into data that a Bernoulli likelihood is a likelihood of; in evaluation the
     draw is fixed by the evaluation's key.
 
+    Deviation: 16 random bits decide a pixel, so its probability is right to 2^-16 (0 and 1 are exact). That halves the
+    bits, which are a sixth of the time of a small VAE's step.
+
     Source: Salakhutdinov and Murray 2008; Burda et al. 2016, section 5.
     """
 
     def draw(batch: Batch, key: Array) -> Batch:
-        x = jax.random.bernoulli(key, batch["x"]).astype(batch["x"].dtype)
+        p = batch["x"]
+        words = jax.random.bits(key, (p.shape[0], -(-math.prod(p.shape[1:]) // 2)), jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(p.shape[0], -1)
+        bits = bits[:, : math.prod(p.shape[1:])].reshape(p.shape)
+        x = (bits.astype(jnp.float32) < p.astype(jnp.float32) * 2**16).astype(p.dtype)
         return {**batch, "x": x, "y": x}
 
     return map_batch(draw, name="binarise", eval=True)
