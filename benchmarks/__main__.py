@@ -1,7 +1,7 @@
 """python -m benchmarks [--rounds N] [--write]: every timing, side by side in one run, as one table.
 
-Rivals take turns, A B A B, and a ratio is the median of the ratios of neighbouring turns, so a machine that slows down
-slows both. Nothing else may run meanwhile. PyTorch and Lightning join when they are installed.
+Rivals take turns in one process, A B A B, so a machine that slows down slows both, and a ratio is the median over
+several processes. Nothing else may run meanwhile. PyTorch and Lightning join when they are installed.
 """
 
 import argparse
@@ -24,7 +24,7 @@ MARKS = ("<!-- benchmarks -->", "<!-- /benchmarks -->")
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each rival")
+    parser.add_argument("--rounds", type=int, default=7, help="processes for each comparison of loops")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.relative_to(ROOT)}")
     args = parser.parse_args()
 
@@ -71,40 +71,55 @@ def _timed(command: list[str], env: dict[str, str]) -> float:
     return time.perf_counter() - began
 
 
-def loops(rounds: int) -> list[tuple[str, str, str, str]]:
-    """Microseconds a step, and the ratios."""
-    from benchmarks import loops
+LOOPS = {"tiny_mlp": "MLP 64-128-10, digits, batch 64", "vae": "VAE 784-400-20, MNIST, batch 128"}
 
+
+def loops(rounds: int) -> list[tuple[str, str, str, str]]:
+    """Microseconds a step, and the ratios; of whole processes, as where buffers happen to lie is worth some percent."""
     rows = []
-    for title, make, steps in (
-        ("MLP 64-128-10, digits, batch 64", loops.tiny_mlp, {"Lightning": 1000}),
-        ("VAE 784-400-20, MNIST, batch 128", loops.vae, {}),
-    ):
-        with contextlib.ExitStack() as stack:
-            segments = {k: v for k, v in make(stack).items() if v is not None}
-            often = {k: steps.get(k, 5000 if "MLP" in title else 1000) for k in segments}
-            for name, segment in segments.items():
-                segment(often[name])  # compiles, warms up
-            told: dict[str, list[float]] = {k: [] for k in segments}
-            for _ in range(rounds):
-                for name, segment in segments.items():
-                    told[name].append(segment(often[name]) * 1e6)
-        ours = np.array(told["umbrella"])
-        for name, other in told.items():
-            if name == "umbrella":
-                continue
-            ratio = np.median(ours / np.array(other))
+    for name, title in LOOPS.items():
+        code = f"from benchmarks.__main__ import _loop; _loop({name!r})"
+        told = [_child(code) for _ in range(rounds)]
+        ours = np.array([t.pop("umbrella") for t in told])
+        for rival in told[0]:
+            other = np.array([t[rival] for t in told])
+            ratio = ours / other
             rows.append(
-                (title, f"{np.median(ours):.0f} us a step", f"{name}: {np.median(other):.0f} us", f"{ratio:.2f}")
+                (
+                    title,
+                    f"{np.median(ours):.0f} us a step",
+                    f"{rival}: {np.median(other):.0f} us",
+                    f"{np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f})",
+                )
             )
     return rows
+
+
+def _child(code: str) -> dict[str, Any]:
+    """What a Python process prints last, read as JSON."""
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    found: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
+    return found
+
+
+def _loop(name: str, turns: int = 5) -> None:
+    """Prints {rival: microseconds a step}, over all turns: a checkpoint of ours, after 5,000 steps, is in them."""
+    from benchmarks import loops
+
+    with contextlib.ExitStack() as stack:
+        segments = {k: v for k, v in getattr(loops, name)(stack).items() if v is not None}
+        spent = dict.fromkeys(segments, 0.0)
+        for turn in range(turns + 1):
+            for rival, segment in segments.items():
+                seconds = segment(1000)
+                spent[rival] += seconds if turn else 0.0  # the first turn compiles and warms up
+    print(json.dumps({k: 1e6 * v / turns for k, v in spent.items()}))
 
 
 def flat() -> list[tuple[str, str, str, str]]:
     """Compilations and resident memory over 10,000 steps with evaluations and checkpoints, in a process of its own."""
     code = "from benchmarks.__main__ import _flat; _flat()"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
-    found: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
+    found = _child(code)
     return [
         (
             "10,000 steps of `configs/mlp.py` with 10 evaluations and 10 checkpoints, after the first 2,000",

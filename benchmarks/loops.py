@@ -44,7 +44,7 @@ def umbrella_loop(config: dict[str, Any], stack: contextlib.ExitStack) -> tuple[
             total=start + steps,
             cadence=cadence,
             hooks=hooks,
-            put=session.place.slot,
+            put=None if session.place.alone else session.place.slot,
             spread=session.place.replicated,
             halting=True,
         )
@@ -73,7 +73,7 @@ def tiny_mlp(stack: contextlib.ExitStack) -> dict[str, rivals.Segment | None]:
         pipeline="vision",
         model={"name": "mlp", "hidden": (128,)},
         batch_size=64,
-        log_every="500 steps",
+        log_every="100 steps",
         checkpoint_every="5000 steps",
     )
     ours, session = umbrella_loop(config, stack)
@@ -95,7 +95,7 @@ def vae(stack: contextlib.ExitStack) -> dict[str, rivals.Segment | None]:
             model={"name": "vae", "hidden": (400,), "latent": 20, "activation": "relu"},
             batch_size=128,
             log_every="100 steps",
-            checkpoint_every="1000 steps",
+            checkpoint_every="5000 steps",
         )
         try:
             ours, session = umbrella_loop(config, stack)

@@ -145,7 +145,7 @@ class Session:
                     total=total,
                     cadence=cadence,
                     hooks=hooks,
-                    put=self.place.slot,
+                    put=None if self.place.alone else self.place.slot,
                     spread=self.place.replicated,
                     halting=halting,
                 )
@@ -306,7 +306,7 @@ class Session:
                 total=step,
                 cadence=Cadence(0, 0, 0),
                 hooks=nothing,
-                put=self.place.slot,
+                put=None if self.place.alone else self.place.slot,
                 spread=self.place.replicated,
             ).ts
 
