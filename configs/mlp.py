@@ -4,6 +4,13 @@
     python launch.py --config=configs/mlp.py:mnist       MNIST
 
 Techniques are added on the command line, in any order: --config.techniques='("label_smoothing", "adversarial")'.
+
+Measured on two cores of an AMD EPYC: accuracy on test with the last parameters, mean +- sd over seeds, and the same
+under projected gradient descent of 40 steps within 0.1 (L-infinity). docs/results.md has commands and versions.
+
+    digits                                    5 seeds, 6 s in all          0.978 +- 0.002    attacked 0.540 +- 0.009
+    digits, techniques=("adversarial",)       5 seeds, 9 s in all          0.976 +- 0.003    attacked 0.790 +- 0.009
+    mnist                                     3 seeds, 4.2 minutes in all  0.987 +- 0.001    attacked 0.158 +- 0.002
 """
 
 from ml_collections import ConfigDict

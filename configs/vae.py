@@ -3,6 +3,12 @@
 python launch.py --config=configs/vae.py             scikit-learn's digits, which need no download
 python launch.py --config=configs/vae.py:mnist       dynamically binarised MNIST, 200-200-50 as in Burda et al. 2016
 python launch.py --config=configs/vae.py:cifar10     CIFAR-10 under a discretised logistic
+
+Measured on two cores of an AMD EPYC, on test with the averaged parameters of the last step, mean +- sd over seeds; NLL
+by importance sampling. docs/results.md has the commands, versions and revisions.
+
+    digits     5 seeds, 16 s in all        -ELBO 23.21 +- 0.12    NLL 22.87 +- 0.01 (1,000 samples)
+    mnist      3 seeds, 12.3 minutes each  -ELBO 91.74 +- 0.18    NLL 88.04 +- 0.19 (5,000 samples)
 """
 
 from ml_collections import ConfigDict

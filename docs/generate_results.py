@@ -1,7 +1,8 @@
 """Writes the tables of docs/results.md from the summary.json files in docs/results/: python docs/generate_results.py
 
-A file is called NAME.json, or NAME.SEED.json when every seed was a run of its own. --check writes nothing and fails
-when the page is not what the files say.
+A file is called NAME.json, or NAME.SEED.json when every seed was a run of its own. `--add NAME RUN` takes the summary
+of a finished run in first, with the folder it ran in told by its name alone. --check writes nothing and fails when the
+page is not what the files say.
 """
 
 import json
@@ -19,6 +20,11 @@ SHOWN = ("negative_elbo", "nll", "bits_per_dim", "accuracy", "loss")
 
 
 def main(argv: list[str]) -> int:
+    if argv[:1] == ["--add"]:
+        _, name, run = argv
+        summary = json.loads((Path(run) / "summary.json").read_text())
+        summary["workdir"] = Path(summary["workdir"]).name
+        (HERE / "results" / f"{name}.json").write_text(json.dumps(summary, indent=2) + "\n")
     text = page(PAGE.read_text(), [(p.name.split(".")[0], json.loads(p.read_text())) for p in sorted(files())])
     if "--check" in argv:
         return int(text != PAGE.read_text())
@@ -51,15 +57,17 @@ def section(name: str, runs: list[dict[str, Any]]) -> str:
     """One result: the command, what it ran on, and a line per metric of every evaluation on test."""
     first = runs[0]
     seeds = sum(r["seeds"] for r in runs)
-    minutes = np.mean([r["seconds"]["total"] for r in runs]) / 60
+    took = np.mean([r["seconds"]["total"] for r in runs])
+    time = f"{took / 60:.1f} minutes" if took >= 120 else f"{took:.0f} seconds"
     versions = ", ".join(f"{k} {first['versions'][k]}" for k in ("python", "jax", "flax", "optax"))
     each = "" if len(runs) == 1 else " each"
+    counted = f"{seeds} seed{'s' * (seeds > 1)}" + " as one program" * (len(runs) == 1 and seeds > 1)
     lines = [
         f"## {name}",
         "",
         f"    {first['command']}",
         "",
-        f"{first['device']['kind']}; {minutes:.1f} minutes{each}; {seeds} seeds; {first['epochs']:.0f} epochs; "
+        f"{first['device']['kind']}; {time}{each}; {counted}; {first['epochs']:.0f} epochs; "
         f"{first['params']:,} parameters; {versions}; revision {first['git']}.",
         "",
         "| evaluation | metric | mean ± sd | seeds | baselines |",
@@ -68,7 +76,8 @@ def section(name: str, runs: list[dict[str, Any]]) -> str:
     for evaluation, metrics in first["metrics"].items():
         if evaluation in ("train_eval", "validation"):
             continue
-        for metric in sorted(set(metrics) & set(SHOWN), key=SHOWN.index):
+        shown = set(metrics) & set(SHOWN)
+        for metric in sorted(shown - {"loss"} or shown, key=SHOWN.index):
             values = [v for r in runs for v in _values(r["metrics"][evaluation][metric])]
             rivals = "; ".join(f"{b} {v[metric]:.4g}" for b, v in first["baselines"].items() if metric in v)
             sd = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
