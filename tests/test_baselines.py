@@ -71,6 +71,42 @@ def test_grey_images_are_binarised_by_their_grey() -> None:
     assert abs(got + 2 * (p * np.log(p) + (1 - p) * np.log(1 - p))) < 5 * 2 * error
 
 
+def bytes_of(n: int, shape: tuple[int, ...] = (2, 3, 2)) -> np.ndarray:
+    """Images in which a pixel is close to the one to its left."""
+    r = np.random.default_rng(1)
+    steps = r.integers(-3, 4, (n, *shape))
+    steps[:, :, 0] = r.integers(60, 200, (n, shape[0], shape[2]))
+    return steps.cumsum(2).clip(0, 255).astype(np.uint8)
+
+
+def test_bytes_by_hand() -> None:
+    """p = (count + 1/2) / (all + 256/2), counted one pixel at a time."""
+    train, test = bytes_of(50), bytes_of(53)[50:]
+    alone = after = 0.0
+    for image in test:
+        for i, j, c in np.ndindex(image.shape):
+            v, u = image[i, j, c], image[i, max(j - 1, 0), c]
+            single = -np.log((np.sum(train[:, i, j, c] == v) + 0.5) / (50 + 128))
+            pairs = train[:, :, :-1, c] == u
+            given = (np.sum(pairs & (train[:, :, 1:, c] == v)) + 0.5) / (np.sum(pairs) + 128)
+            alone += single / 3
+            after += (single if j == 0 else -np.log(given)) / 3
+    got = baselines.byte_images(train, test)
+    assert got["independent pixels"]["nll"] == pytest.approx(alone)
+    assert got["the pixel to the left"]["nll"] == pytest.approx(after)
+    assert got["independent pixels"]["bits_per_dim"] == pytest.approx(alone / 12 / np.log(2))  # 2 * 3 * 2 values
+
+
+def test_the_likelihoods_of_all_bytes_add_up_to_one() -> None:
+    """Over the 256 values of a pixel after a given one they add up to the probability of that one."""
+    train = bytes_of(50, (1, 2, 1))
+    images = np.array([[[[70], [v]]] for v in range(256)], np.uint8)
+    first = -np.log((np.sum(train[:, 0, 0, 0] == 70) + 0.5) / (50 + 128))
+    for name in ("independent pixels", "the pixel to the left"):
+        each = [baselines.byte_images(train, image[None])[name]["nll"] for image in images]
+        assert np.exp(-np.array(each)).sum() == pytest.approx(np.exp(-first))
+
+
 def test_classification_is_scikit_learns() -> None:
     r = np.random.default_rng(0)
     y = r.choice(3, 90, p=[0.2, 0.5, 0.3])

@@ -59,7 +59,7 @@ def problem(
         baselines=lambda: (
             baselines.binary_images(everything(dataset.train)["x"] / scale, everything(dataset.test)["x"] / scale)
             if binary
-            else {}
+            else baselines.byte_images(everything(dataset.train)["x"], everything(dataset.test)["x"])
         ),
     )
 
