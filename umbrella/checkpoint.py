@@ -10,9 +10,11 @@ may drive any number of devices.
 """
 
 import functools
+import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,6 +42,7 @@ __all__ = [
     "NothingVerified",
     "SaveFailed",
     "StepExists",
+    "digests",
     "read_meta",
     "restore_params",
 ]
@@ -70,27 +73,37 @@ class NothingVerified(CheckpointError):
 
 
 class Checkpoints:
-    """The checkpoints of one run: asynchronous verified saves, verified restores, the last `keep` of them kept.
+    """The checkpoints of one run: asynchronous verified saves, verified restores, retention.
 
-    Owns Orbax's manager and one background thread. One process at a time may hold a directory.
+    The last `keep` steps stay, every multiple of `keep_every` (0: none), and the one of the lowest `rank`: of a step's
+    meta, None for a step that has no part in it; the earliest of equals. Owns Orbax's manager and one background
+    thread. One process at a time may hold a directory.
 
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         found = checkpoints.restore(template)  # None in a fresh directory
         checkpoints.save(step, ts, {"config": config, "seed": seed})
     """
 
-    def __init__(self, directory: Path, *, keep: int = 3):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int = 3,
+        keep_every: int = 0,
+        rank: Callable[[Mapping[str, Any]], float | None] | None = None,
+    ):
         if keep < 1:
             raise ValueError(f"keep is {keep}; at least one checkpoint must stay")
         if jax.process_count() > 1:
             raise CheckpointError("checkpoints of several processes are not supported yet: every one would write")
         self.directory = Path(directory).absolute()
-        self.keep = keep
+        self.keep, self.keep_every, self.rank = keep, keep_every, rank
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._own: set[int] = set()  # steps that this object saved or restored
         self._reported = False
         self._make_directory()
+        logging.get_absl_logger().addFilter(_not_orbax)
         self._manager = _manager(self.directory)
 
     def save(self, step: int, tree: Any, meta: Mapping[str, Any]) -> bool:
@@ -179,6 +192,7 @@ class Checkpoints:
         finally:
             self._thread.shutdown()
             self._manager.close()
+            logging.get_absl_logger().removeFilter(_not_orbax)
 
     def __enter__(self) -> Self:
         return self
@@ -207,9 +221,11 @@ class Checkpoints:
             raise SaveFailed(f"step {step} is saved, but older ones in {self.directory} stay: {error}") from error
 
     def _retire(self) -> None:
-        """Remove all but the last `keep` steps, and what our own killed processes left."""
+        """Remove the steps that need not stay, and what our own killed processes left."""
         survey = manifest.survey(self.directory)
-        old = survey.steps[: -self.keep]
+        stay = {*survey.steps[-self.keep :], *self._best(survey.steps)}
+        stay |= {step for step in survey.steps if self.keep_every and step % self.keep_every == 0}
+        old = [step for step in survey.steps if step not in stay]
         ours = manifest.read_journal(self.directory) | set(old)
         manifest.write_journal(self.directory, ours)
         for step in old:
@@ -221,6 +237,16 @@ class Checkpoints:
                 shutil.rmtree(self.directory / name)
                 logging.info("removed the unfinished %s", self.directory / name)
         manifest.write_journal(self.directory, set())
+
+    def _best(self, steps: list[int]) -> list[int]:
+        """The step of the lowest rank, as a list; of none when no step has one."""
+        ranked = []
+        for step in steps if self.rank is not None else ():
+            with suppress(CheckpointError):  # one that cannot be read is not the best
+                value = self.rank(manifest.read(self.directory / str(step)).meta)  # type: ignore[misc]
+                if value is not None and np.isfinite(value):
+                    ranked.append((value, step))
+        return [min(ranked)[1]] if ranked else []
 
     def _clear(self, step: int) -> None:
         """Make way for a step: remove what a killed process of ours left of it, set aside what is not ours."""
@@ -238,7 +264,7 @@ class Checkpoints:
         with suppress(OSError, CheckpointError):
             self._clear(step)
             space = f" ({nbytes:,} bytes needed, {shutil.disk_usage(self.directory).free:,} free)"
-        return SaveFailed(f"step {step} was not saved in {self.directory}{space}: {type(error).__name__}: {error}")
+        return SaveFailed(f"step {step} was not saved in {self.directory}{space}: {_reason(error)}")
 
     def _set_aside(self, folder: Path) -> None:
         self._own.discard(int(folder.name))
@@ -289,6 +315,15 @@ def restore_params(
     folder, checked = found
     kept = {path: jnp.copy(x) for path, x in every.items() if path not in wanted}
     return _like(template, _read(folder, wanted) | kept), checked.meta
+
+
+def digests(tree: Any) -> dict[str, str]:
+    """path -> SHA-256 of dtype, shape and bytes: equal for two trees that are equal to the bit."""
+    out = {}
+    for path, x in _leaves(tree).items():
+        head = f"{_leaf(x)} ".encode()
+        out[path] = hashlib.sha256(head + np.ascontiguousarray(jax.device_get(_data(x))).tobytes()).hexdigest()
+    return out
 
 
 def saved_paths(directory: Path) -> frozenset[str]:
@@ -444,6 +479,18 @@ def _as_json(meta: Mapping[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(dict(meta), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"meta is not JSON: {error}") from error
+
+
+def _not_orbax(record: Any) -> bool:
+    """Orbax logs a failed save five times, with the traceback of each of its threads, before it raises it."""
+    return f"{os.sep}orbax{os.sep}" not in record.pathname
+
+
+def _reason(error: Exception) -> str:
+    """One line. TensorStore tells of a failed write in a nest of paths, with the reason of the system at its end."""
+    text = " ".join(str(error).split())
+    system = re.search(r": ([^:]+) \[os_error_code=", text)
+    return system[1] if system else f"{type(error).__name__}: {text}"
 
 
 @functools.cache

@@ -25,7 +25,9 @@ class RunSettings:
     log_every: Cadence = "50 steps"
     eval_every: Cadence = "1 epoch"
     checkpoint_every: Cadence = "10%"
-    keep_checkpoints: Count = 3
+    keep_checkpoints: Count = 3  # the last so many
+    keep_every: Cadence = "never"  # and those at this cadence, for good
+    keep_best: str | None = None  # and the one that is best by this validation metric
     steps_per_call: Count | None = None  # of the compiled program; chosen by the size of a step when None
     eval_batch_size: Count | None = None  # batch_size when None
     workers: Natural = 2  # processes that read a set that does not lie in memory
@@ -76,5 +78,6 @@ class Experiment(NamedTuple):
     predict: Callable[[View, Batch, Array], Mapping[str, Array]]  # rows in, named rows out; jit-able
     baselines: Callable[[], dict[str, dict[str, float]]]  # name -> metric -> value, on the test split
     better: str  # the validation metric that says which of two runs is better
+    rolls_back: bool  # after a loss that is not finite: on from the last checkpoint, past the bad batch
     objective: Objective  # the training objective, for notebooks
     settings: dict[str, Any]  # as resolved, every key

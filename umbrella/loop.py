@@ -25,11 +25,18 @@ Compiled = Any  # a jitted (ts, sums, frozen, resident, slot) -> (ts, sums)
 class Diverged(Exception):
     """A loss or a gradient was not finite at `step`. `ts` is the state before that step, where it was made again."""
 
-    def __init__(self, step: int, ts: TrainState | None = None, leaf: str | None = None):
+    def __init__(
+        self,
+        step: int,
+        ts: TrainState | None = None,
+        leaf: str | None = None,
+        seconds: Mapping[str, float] | None = None,
+    ):
         where = "" if leaf is None else f"; first bad leaf: {leaf}"
         super().__init__(f"the loss or its gradient was not finite at step {step}{where}")
         self.step = step
         self.ts = ts
+        self.seconds = dict(seconds or {})  # as in Outcome
 
 
 class Cadence(NamedTuple):
@@ -73,6 +80,7 @@ def fit(
     put: Callable[[PyTree], PyTree] | None = None,
     spread: Callable[[PyTree], PyTree] = jax.device_put,
     halting: bool = False,
+    in_step: bool = False,
 ) -> Outcome:
     """Trains from step `start` to step `total`.
 
@@ -83,6 +91,8 @@ def fit(
       put: host slot -> device slot. None hands the host's arrays to the compiled program: on one device that is the
         same, and takes 1 us where `device_put` takes 20.
       spread: what all devices hold: host -> devices.
+      in_step: waits for every call before the next. Several devices of one CPU need it: their collectives share its
+        threads, and of two calls in flight each can hold what the other waits for.
       halting: whether the step is guarded by "halt", so that opt_state["guard"] tells of a bad step.
 
     Raises:
@@ -93,10 +103,14 @@ def fit(
     inwards = "allow" if put is None else "disallow"
     late: tuple[int, jax.Array] | None = None  # a closed window, read when the device has long finished it
 
+    def seconds() -> dict[str, float]:
+        whole = time.perf_counter() - began
+        return {"total": whole, "step": whole - sum(spent.values()), **spent}
+
     def log(at: int, closed: jax.Array) -> None:
         told = window.compute(closed)
         if halting and np.any(told["skipped"]):
-            raise Diverged(_bad_step(ts))
+            raise Diverged(_bad_step(ts), seconds=seconds())
         hooks.log(at, told)
 
     with Interrupts() as stop:
@@ -111,6 +125,8 @@ def fit(
                     slot = feed(steps) if put is None else put(feed(steps))
                     spent["data_wait"] += time.perf_counter() - clock
                     ts, sums = programs[steps](ts, sums, frozen, resident, slot)
+                    if in_step:
+                        jax.block_until_ready(sums)
                     step += steps
             last = step >= total or stop.signum is not None
             evaluating = _due(step, cadence.evaluate) or (step >= total and bool(cadence.evaluate))
@@ -135,8 +151,7 @@ def fit(
                 hooks.save(step, ts)
                 spent["checkpoint"] += time.perf_counter() - clock
         signum = stop.signum
-    whole = time.perf_counter() - began
-    return Outcome(ts, signum, {"total": whole, "step": whole - sum(spent.values()), **spent})
+    return Outcome(ts, signum, seconds())
 
 
 def _due(step: int, every: int) -> bool:
@@ -233,6 +248,8 @@ def compile_step(run: Program, window: Window, *, jit: Callable[..., Any] = jax.
 class Interrupts:
     """SIGINT and SIGTERM become a request to stop after the step; a second one stops at once. Restores the handlers.
 
+    At once is by the handlers that Python starts with, so the second SIGTERM ends even what runs outside of Python.
+
     Outside the main thread, where Python cannot handle signals, it does nothing.
     """
 
@@ -247,7 +264,9 @@ class Interrupts:
 
     def _ask(self, signum: int, frame: Any) -> None:
         self.signum = signum
-        self._restore()
+        if self._before:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _restore(self) -> None:
         for s, handler in self._before.items():

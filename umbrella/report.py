@@ -139,7 +139,7 @@ def _contents(workdir: Path) -> dict[str, Any]:
         "machine": [(k, plain(v)) for k, v in device.items()],
         "versions": [(k, plain(v)) for k, v in mapping(summary.get("versions")).items()],
         "git": plain(summary["git"]) if summary.get("git") else "not under version control",
-        "data": [(k.replace("n_", "examples, ") if k.startswith("n_") else k, cell(v)) for k, v in data.items()],
+        "data": _data(data),
         "config": list(tree(config)),
         "command": _command(summary.get("command")),
         "workdir": str(summary.get("workdir") or ""),
@@ -161,7 +161,33 @@ def _verdict(summary: Mapping[str, Any], tracks: Tracks, rows: list[Any], readin
         clauses.append(f"{best.evaluation} {best.metric} is {best.text}{_against([r.mark for r in best.rivals])}")
     if reading and _PHRASE[reading.verdict] and summary.get("status") != "diverged":
         clauses.append(_PHRASE[reading.verdict])
-    return "; ".join(clauses) + "."
+    return "; ".join([*clauses, *_mishaps(summary)]) + "."
+
+
+def _mishaps(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader of the result must know of: steps that were left out, and rows that were seen before."""
+    told = []
+    skipped, back = summary.get("skipped"), summary.get("rollbacks")
+    if isinstance(skipped, int) and skipped > 0:
+        told.append(f"{_count(skipped, 'step was', 'steps were')} not finite and left out")
+    if isinstance(back, list) and back:
+        told.append(f"training went back to a checkpoint {_count(len(back), 'time', 'times')}, past a bad batch")
+    data = mapping(summary.get("data"))
+    seen = mapping(data.get("overlap")).get("test")
+    if isinstance(seen, int) and seen > 0:
+        of = f" of {num(data.get('n_test'))}" if isinstance(data.get("n_test"), int) else ""
+        told.append(f"{num(seen)}{of} rows of test occur in train, too")
+    return told
+
+
+def _count(n: int, one: str, many: str) -> str:
+    return f"{num(n)} {one if n == 1 else many}"
+
+
+def _data(data: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [(k.replace("n_", "examples, ") if k.startswith("n_") else k, cell(v)) for k, v in data.items()]
+    seen = mapping(data.get("overlap"))
+    return [r for r in rows if r[0] != "overlap"] + [(f"rows of {k} also in train", cell(v)) for k, v in seen.items()]
 
 
 def _against(marks: list[str]) -> str:
@@ -182,7 +208,7 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("steps", num(summary.get("step"))),
         ("epochs", num(summary.get("epochs"), 3)),
         ("parameters", num(summary.get("params"))),
-        ("seeds", num(summary.get("seeds"))),
+        ("seed" if summary.get("seeds") == 1 else "seeds", num(summary.get("seeds"))),
         ("time", duration(seconds.get("total"))),
         ("examples per second", num(summary.get("examples_per_second"), 3)),
     ]

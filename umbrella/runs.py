@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -15,16 +16,18 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from absl import logging
 
 from umbrella import artifacts, environment, parallel, pipelines, report
+from umbrella._report.text import direction
+from umbrella.blame import first_bad_leaf
 from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, restore_params, saved_paths
+from umbrella.data import overlap
 from umbrella.evaluation import evaluate
 from umbrella.experiment import Experiment
-from umbrella.loop import Cadence, Compiled, Diverged, Feed, Hooks, Window, compile_step, fit, steps_per_call
+from umbrella.loop import Cadence, Compiled, Diverged, Feed, Hooks, Outcome, Window, compile_step, fit, steps_per_call
 from umbrella.objective import Ctx, View
-from umbrella.settings import SettingsError
+from umbrella.settings import SettingsError, near
 from umbrella.step import program
 from umbrella.train_state import TrainState, create, parameter_count
 from umbrella.workdir import claim, config_hash, plain, summarise, write_json
@@ -33,6 +36,7 @@ from umbrella.writers import JsonlWriter, TensorBoardWriter, Terminal, Writers
 SECONDS = ("total", "compile", "step", "data_wait", "evaluate", "checkpoint")
 HIDDEN = ("objective", "grad_norm", "skipped")  # from the terminal; the files have them
 WHILE_TRAINING = ("train_eval", "validation")  # the evaluations at a cadence; the others are made once, at the end
+MOST_ROLLBACKS = 10  # without a checkpoint in between
 EVAL_KEY = 20161  # evaluations draw the same noise in every run, whatever its seed
 
 
@@ -71,8 +75,8 @@ def run(
       Diverged: a loss or gradient was not finite; the workdir keeps the last good checkpoint.
     """
     environment.use_compilation_cache()
-    with Session(config, workdir, name=name, command=command, quiet=quiet) as session:
-        return session.train(init_from)
+    with Session(config, workdir, init_from=init_from, name=name, command=command, quiet=quiet) as session:
+        return session.train()
 
 
 class Session:
@@ -83,6 +87,7 @@ class Session:
         config: Mapping[str, Any],
         workdir: str | os.PathLike[str] | None,
         *,
+        init_from: str | os.PathLike[str] | None = None,
         name: str | None = None,
         command: str | None = None,
         quiet: bool = False,
@@ -93,6 +98,9 @@ class Session:
         self.name = name or str(self.config.get("pipeline"))
         self.command = command
         self.quiet = quiet
+        self.init_from = None if init_from is None else Path(init_from)
+        if self.init_from is not None and not (self.init_from / "checkpoints").is_dir():
+            raise SettingsError(f"--init_from={init_from}: no checkpoints there; give the workdir of a run")
         self.experiment = pipelines.build(self.config)
         run = self.experiment.run
         self.seeds = tuple(run.seed + k for k in range(run.seeds))
@@ -101,95 +109,144 @@ class Session:
         parallel.check_divides(run.batch_size, self.mesh)
         self.place = parallel.Placement(self.mesh, lanes=self.lanes is not None)
         self.frozen = self.place.replicated(self.experiment.frozen)
-        self.workdir = claim(workdir, self.name, self.experiment.settings)
-        self.checkpoints = Checkpoints(self.workdir / "checkpoints", keep=run.keep_checkpoints)
+        self.workdir, self._lock, self._is_new = claim(workdir, self.name, self.experiment.settings)
+        try:
+            self.checkpoints = Checkpoints(
+                self.workdir / "checkpoints",
+                keep=run.keep_checkpoints,
+                keep_every=self.experiment.durations.steps(run.keep_every),
+                rank=None if run.keep_best is None else self._rank,
+            )
+        except BaseException:
+            self._lock.release()
+            raise
         self.history: list[dict[str, Any]] = []
         self.results: dict[str, dict[str, Any]] = {}
+        self.started_at = 0  # the step from which `train` went on
+        self.rollbacks: list[dict[str, int]] = []  # {"step": that was not finite, "to": whose state it went on from}
+        self._rolled_back_in_a_row = 0  # without a checkpoint in between
+        self._validated = -1  # the step of the last validation
         self._writers = Writers()
         self._compiled_in_hooks = 0.0
 
     def __enter__(self) -> "Session":
         return self
 
-    def __exit__(self, *exc: Any) -> None:
-        self._writers.close()
-        self.checkpoints.close()
-        self.meter.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: Any) -> None:
+        with contextlib.ExitStack() as stack:
+            if self._is_new and kind is not None and issubclass(kind, SettingsError):
+                stack.callback(shutil.rmtree, self.workdir, ignore_errors=True)  # a mistake leaves nothing behind
+            for close in (self._lock.release, self.meter.close, self.checkpoints.close, self._writers.close):
+                stack.callback(close)  # the last first, and every one of them
 
     # ------------------------------------------------------------------------------------------------------------ train
-    def train(self, init_from: str | os.PathLike[str] | None = None) -> Result:
-        """Everything: restore or create, train, evaluate on test, artifacts, baselines, summary, report."""
+    def train(self, *, until: int | None = None) -> Result:
+        """Everything: restore or create, train, evaluate on test, artifacts, baselines, summary, report.
+
+        `until` stops a run after that step as if it were its last; the schedules are those of the whole.
+        """
         ex, d = self.experiment, self.experiment.durations
         resident = self.place.replicated(ex.train_data.resident)
-        ts, start = self.start(resident, init_from)
-        total = d.total
+        ts, start = self.start(resident)
+        total = d.total if until is None else min(until, d.total)
+        self.started_at = start
         cadence = Cadence(d.steps(ex.run.log_every), d.steps(ex.run.eval_every), d.steps(ex.run.checkpoint_every))
         self.open_writers(start, total)
 
-        programs, window = self.compile(ts, resident, cadence)
-        halting = "guard" in ts.opt_state
+        self._check_keep_best(ts)
+        step = self.compile(ts, resident, cadence)
+        halting = "bad_step" in ts.opt_state.get("guard", {})
         hooks = Hooks(self.on_log, self.on_evaluate, self.on_save)
-        status, ended = "finished", None
-        spent = dict.fromkeys(("compile", "step", "data_wait", "evaluate", "checkpoint"), 0.0)
-        before = self.meter.seconds
-        try:
-            with contextlib.closing(self._slots(start, total)) as slots:
-                outcome = fit(
-                    ts,
-                    programs,
-                    window,
-                    Feed(slots, lanes=self.mode_of_lanes == "own"),
-                    frozen=self.frozen,
-                    resident=resident,
-                    start=start,
-                    total=total,
-                    cadence=cadence,
-                    hooks=hooks,
-                    put=None if self.place.alone else self.place.slot,
-                    spread=self.place.replicated,
-                    halting=halting,
-                )
-            ts, ended = outcome.ts, outcome.signum
-            spent |= outcome.seconds
-            spent["step"] -= self.meter.seconds - before - self._compiled_in_hooks
-            spent["evaluate"] -= self._compiled_in_hooks  # a save compiles next to nothing
-        except Diverged as error:
-            ts = self._before(error.step, resident, init_from, programs, window)
-            leaf = self._blame(error.step, ts, resident)
-            self._finish(ts, "diverged", spent, start, None)
-            raise Diverged(error.step, ts, leaf) from None
-        if ended is not None:
-            status = "interrupted"
-        else:
+        spent = dict.fromkeys(("compile", "total", "step", "data_wait", "evaluate", "checkpoint"), 0.0)
+        before, at = self.meter.seconds, start
+        while True:
+            try:
+                outcome = self._fit(ts, step, resident, at, total, cadence, hooks, halting)
+                break
+            except Diverged as error:
+                spent = {k: v + error.seconds.get(k, 0.0) for k, v in spent.items()}
+                if not self._may_roll_back():
+                    ts = self._before(error.step, resident, step)
+                    shared = self.mode_of_lanes == "shared"
+                    seeds = self.seeds if self.lanes else None
+                    leaf = first_bad_leaf(ex, ts, resident, error.step, seeds, shared=shared)
+                    self._finish(ts, "diverged", spent, start, None)
+                    raise Diverged(error.step, ts, leaf) from None
+                ts, at = self._roll_back(error.step, resident), error.step + 1
+        ts, ended = outcome.ts, outcome.signum
+        spent = {k: v + outcome.seconds.get(k, 0.0) for k, v in spent.items()}
+        spent["step"] -= self.meter.seconds - before - self._compiled_in_hooks
+        spent["evaluate"] -= self._compiled_in_hooks  # a save compiles next to nothing
+        if at == total > start:  # the bad step was the last
+            self.on_save(total, ts)
+        if ended is None:
             clock, before = time.perf_counter(), self.meter.seconds
             self.evaluate_all(ts)
             self.draw(ts)
             spent["evaluate"] += time.perf_counter() - clock - (self.meter.seconds - before)
         self.checkpoints.wait()
-        summary = self._finish(ts, status, spent, start, ended)
+        summary = self._finish(ts, "finished" if ended is None else "interrupted", spent, start, ended)
         return Result(ts, self.history, summary, self.workdir, ex)
+
+    def _fit(
+        self,
+        ts: TrainState,
+        step: tuple[dict[int, Compiled], Window],
+        resident: Any,
+        start: int,
+        total: int,
+        cadence: Cadence,
+        hooks: Hooks,
+        halting: bool,
+    ) -> Outcome:
+        with contextlib.closing(self._slots(start, total)) as slots:
+            return fit(
+                ts,
+                *step,
+                Feed(slots, lanes=self.mode_of_lanes == "own"),
+                frozen=self.frozen,
+                resident=resident,
+                start=start,
+                total=total,
+                cadence=cadence,
+                hooks=hooks,
+                put=None if self.place.alone else self.place.slot,
+                spread=self.place.replicated,
+                halting=halting,
+                in_step=not self.place.alone and jax.default_backend() == "cpu",
+            )
 
     @property
     def mode_of_lanes(self) -> Any:
         return None if self.lanes is None else self.experiment.run.order
 
-    def start(self, resident: Any, init_from: str | os.PathLike[str] | None = None) -> tuple[TrainState, int]:
-        """The state to go on from and its step. Order of precedence: resume, init_from, scratch."""
+    def start(self, resident: Any, *, say: bool = True) -> tuple[TrainState, int]:
+        """The state to go on from and its step. Order of precedence: resume, init_from, scratch; it says which."""
         template = jax.eval_shape(lambda: self._create(resident))
         try:
             found = self.checkpoints.restore(template)
         except Mismatch as error:
             raise SettingsError(f"--workdir={self.workdir}: its checkpoint is of another program: {error}") from None
         if found is not None:
-            ts = self.place.state(found[0])
+            ts, meta = self.place.state(found[0]), found[1]
+            self.rollbacks = self.rollbacks or list(meta.get("rollbacks", []))
             step = int(np.max(jax.device_get(ts.step)))
-            logging.info("resuming %s at step %d", self.workdir, step)
-            self._say(f"Resuming {self.workdir} at step {step}.")
+            self._say(f"Resuming {self.workdir} at step {step}.", say)
+            before, now = meta["config"].get("train_for"), self.experiment.run.train_for
+            schedule = self.experiment.settings["optimizer"]["schedule"]
+            if before != now and schedule != "constant":
+                self._say(
+                    f"Note: train_for was {before!r}, is {now!r}; the {schedule} schedule is now that of the whole, so the "
+                    "learning rate goes on from another value than it had.",
+                    say,
+                )
             return ts, step
         ts = jax.jit(self._create)(resident)
-        if init_from is not None:
-            ts = self._graft(ts, Path(init_from))
-            self._say(f"Starting from the parameters of {init_from}.")
+        if self.init_from is not None:
+            ts = self._graft(ts, self.init_from)
+            self._say(f"Starting {self.workdir} from the parameters of {self.init_from}.", say)
+        else:
+            self._say(f"Starting {self.workdir} from scratch.", say)
         return self.place.state(ts), 0
 
     def _create(self, resident: Any) -> TrainState:
@@ -202,8 +259,6 @@ class Session:
         return jax.vmap(lambda key: create(ex.init, ex.step, key, batch, ex.frozen))(keys)
 
     def _graft(self, ts: TrainState, other: Path) -> TrainState:
-        if not (other / "checkpoints").is_dir():
-            raise SettingsError(f"--init_from={other}: no checkpoints there; give the workdir of a run")
         try:
             saved = saved_paths(other / "checkpoints")
             scopes = [f"{part}/{k}" for part in ("params", "state") for k in getattr(ts, part)]
@@ -237,6 +292,31 @@ class Session:
             return {1: one}, window
         return {1: one, k: compile_step(make(steps=k), window, jit=jit)}, window
 
+    def _rank(self, meta: Mapping[str, Any]) -> float | None:
+        """Of a checkpoint, by its validation; the lower the better."""
+        metric = str(self.experiment.run.keep_best)
+        value = (meta.get("validation") or {}).get(metric)
+        value = value["mean"] if isinstance(value, dict) else value
+        return None if value is None else -direction(metric) * value
+
+    def _check_keep_best(self, ts: TrainState) -> None:
+        """Before anything is trained: is there such a metric, and can it be better?"""
+        metric, told = self.experiment.run.keep_best, self.experiment.evals.get("validation")
+        if metric is None:
+            return
+        if told is None:
+            raise SettingsError("config.keep_best: there is no validation split; set config.data.validation")
+        view = jax.eval_shape(lambda ts: ts.eval_view() if self.lanes is None else ts.eval_view().lane(0), ts)
+        ctx = Ctx(jax.random.key(EVAL_KEY), jax.numpy.int32(0), self.experiment.frozen, train=False)
+        batch = dict(next(iter(told.batches)))
+        names = jax.eval_shape(lambda v: told.objective.apply(v.params, v.state, batch, ctx)[1].metrics, view)
+        if metric not in names:
+            raise SettingsError(f"config.keep_best: no validation metric {metric!r}{near(metric, names)}")
+        if not direction(metric):
+            raise SettingsError(
+                f"config.keep_best: whether a high or a low {metric!r} is better, its name does not say"
+            )
+
     def _slots(self, start: int, total: int) -> Any:
         shared = self.mode_of_lanes == "shared"
         return self.experiment.train_data.stream(self.seeds[:1] if shared else self.seeds, start, total)
@@ -265,6 +345,7 @@ class Session:
             if name in self.experiment.evals:
                 self.results[name] = self._evaluate(name, ts.eval_view())
                 self._write(step, name, self.results[name])
+        self._validated = step
         self._compiled_in_hooks += self.meter.seconds - before
 
     def on_save(self, step: int, ts: TrainState) -> None:
@@ -273,18 +354,32 @@ class Session:
             "config_hash": config_hash(self.experiment.settings),
             "position": step,
             "seeds": list(self.seeds),
+            "rollbacks": self.rollbacks,
+            "validation": self.summarised().get("validation") if self._validated == step else None,
         }
         before = self.meter.seconds
         self.checkpoints.save(step, ts, meta)
+        self._rolled_back_in_a_row = 0
         self._compiled_in_hooks += self.meter.seconds - before
+
+    def _may_roll_back(self) -> bool:
+        return self.experiment.rolls_back and self._rolled_back_in_a_row < MOST_ROLLBACKS
+
+    def _roll_back(self, step: int, resident: Any) -> TrainState:
+        """The state of the last checkpoint, or the first one, as the state after `step`: the batches between are left
+        out."""
+        self.checkpoints.wait()
+        ts, to = self.start(resident, say=False)
+        self._rolled_back_in_a_row += 1
+        self.rollbacks.append({"step": step, "to": to})
+        self._say(f"Not finite at step {step}. Going on at step {step + 1} from the state of step {to}.")
+        return ts.replace(step=ts.step * 0 + (step + 1))
 
     def _before(
         self,
         step: int,
         resident: Any,
-        init_from: str | os.PathLike[str] | None,
-        programs: Mapping[int, Compiled],
-        window: Window,
+        compiled: tuple[dict[int, Compiled], Window],
     ) -> TrainState:
         """The state before `step`, made again from the last checkpoint: the guard of a run that halts keeps none.
 
@@ -292,47 +387,12 @@ class Session:
         """
         self.checkpoints.wait()
         self._say(f"Not finite at step {step}. Making the state before it again, to see what went wrong first.")
-        ts, start = self.start(resident, init_from)
+        ts, start = self.start(resident, say=False)
+        if self._rolled_back_in_a_row:  # the way that led here
+            start = self.rollbacks[-1]["step"] + 1
+            ts = ts.replace(step=ts.step * 0 + start)
         nothing = Hooks(*[lambda *_: None] * 3)
-        with contextlib.closing(self._slots(start, step)) as slots:
-            return fit(
-                ts,
-                programs,
-                window,
-                Feed(slots, lanes=self.mode_of_lanes == "own"),
-                frozen=self.frozen,
-                resident=resident,
-                start=start,
-                total=step,
-                cadence=Cadence(0, 0, 0),
-                hooks=nothing,
-                put=None if self.place.alone else self.place.slot,
-                spread=self.place.replicated,
-            ).ts
-
-    def _blame(self, step: int, ts: TrainState, resident: Any) -> str | None:
-        """The first leaf that is not finite when step `step` is made on the state before it; the lanes in turn."""
-        ex = self.experiment
-        if int(np.max(jax.device_get(ts.step))) < step:
-            return None
-
-        def looked_at(params: Any, ts: TrainState, batch: Any) -> tuple[Any, Any]:
-            ctx = Ctx(jax.random.fold_in(ts.key, step), jax.numpy.int32(step), ex.frozen, ema=ts.ema)
-            loss, aux = ex.objective.apply(params, ts.state, batch, ctx)
-            return loss, {"batch": dict(batch), "outputs": aux.outputs, "loss": loss}
-
-        look = jax.jit(jax.grad(looked_at, has_aux=True))
-        for k, seed in enumerate(self.seeds):
-            lane = ts if self.lanes is None else jax.tree.map(lambda x, k=k: x[k], ts)
-            slot = ex.train_data.slot(self.seeds[0] if self.mode_of_lanes == "shared" else seed, step)
-            gradient, seen = look(lane.params, lane, ex.train_data.fetch(resident, slot))
-            seen |= {"gradient": gradient, "norm of the gradient": optax.tree.norm(gradient)}
-            for part in ("batch", "outputs", "loss", "gradient", "norm of the gradient"):  # as they are computed
-                for path, leaf in jax.tree_util.tree_leaves_with_path({part: seen[part]}):
-                    if np.issubdtype(leaf.dtype, np.floating) and not np.isfinite(jax.device_get(leaf)).all():
-                        name = jax.tree_util.keystr(path, simple=True, separator="/")
-                        return name if self.lanes is None else f"{name} of seed {seed}"
-        return "none when the step is made again alone"
+        return self._fit(ts, compiled, resident, start, step, Cadence(0, 0, 0), nothing, halting=False).ts
 
     # ----------------------------------------------------------------------------------------------- after the training
     def _evaluate(self, name: str, view: View) -> dict[str, Any]:
@@ -391,7 +451,7 @@ class Session:
         spent = {**seconds, "compile": self.meter.seconds, "total": time.perf_counter() - self.began}
         made = (step - start) * ex.run.batch_size * len(self.seeds)
         data = ex.dataset
-        summary = {
+        summary: dict[str, Any] = {
             "status": status,
             "config_name": self.name,
             "workdir": str(self.workdir),
@@ -417,8 +477,12 @@ class Session:
                 "n_train": len(data.train),
                 "n_validation": len(data.validation),
                 "n_test": len(data.test),
+                "overlap": overlap(data) if status == "finished" else None,
             },
         }
+        guard = ts.opt_state.get("guard", {})
+        summary["skipped"] = int(np.sum(jax.device_get(guard["skipped"]))) if "skipped" in guard else 0
+        summary["rollbacks"] = self.rollbacks
         if signum is not None:
             summary["signal"] = signum
         write_json(self.workdir / "summary.json", summary)
@@ -438,6 +502,7 @@ class Session:
         report.write(self.workdir)
         return summary
 
-    def _say(self, text: str) -> None:
-        if not self.quiet:
+    def _say(self, text: str, say: bool = True) -> None:
+        logging.info("%s", text)
+        if say and not self.quiet:
             print(text, flush=True)

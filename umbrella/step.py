@@ -208,32 +208,36 @@ def guard(step: Step, policy: Literal["skip", "halt"] = "skip") -> Step:
     """Watches what `update` reports, on the device: "objective" and "grad_norm" must be finite. Outermost.
 
     skip: a bad update is undone, all or nothing, lane by lane: everything but the counter stays as it was, to the bit,
-      and "skipped" counts it. It reads the whole state once more, a tenth of a small step's time on CPU. Its presence
-      changes how XLA fuses: on finite data a run with it equals a run without it to rounding, not to the bit.
+      and opt_state["guard"]["skipped"] counts it. It reads the whole state once more, a tenth of a small step's time on
+      CPU. Its presence changes how XLA fuses: on finite data a run with it equals a run without it to rounding, not to
+      the bit.
     halt: nothing is undone, which costs nothing; the first bad step of each lane is kept in
-      opt_state["guard"]["bad_step"] (-1: none), and "skipped" counts it and all steps after it. The host, which reads
-      late, then throws the state away: the one before the bad step can be made again from any earlier one.
+      opt_state["guard"]["bad_step"] (-1: none). The host, which reads late, then throws the state away: the one before
+      the bad step can be made again from any earlier one.
+
+    Both report "skipped", 1 for a bad step (under halt also for all steps after it), whose other metrics are left out.
     """
 
     def init(ts: TrainState) -> TrainState:
         ts = step.init(ts)
-        if policy == "skip":
-            return ts
-        return ts.replace(opt_state={**ts.opt_state, "guard": {"bad_step": jnp.int32(-1)}})
+        slot = {"skipped": jnp.int32(0)} if policy == "skip" else {"bad_step": jnp.int32(-1)}
+        return ts.replace(opt_state={**ts.opt_state, "guard": slot})
 
     def apply(ts: TrainState, batch: Batch, ctx: Ctx) -> tuple[TrainState, Metrics]:
         new, told = step.apply(ts, batch, ctx)
         watched = [m.total for k, m in told.items() if k.split("/")[-1] in WATCHED]
+        was = ts.opt_state["guard"]
         with jax.named_scope("guard"):
             stop = ~jnp.all(jnp.isfinite(jnp.stack(watched)))
             if policy == "skip":
                 new = tmap(lambda a, b: _keep(stop, a, b), ts, new)
+                now = {"skipped": was["skipped"] + stop.astype(jnp.int32)}
             else:
-                first = ts.opt_state["guard"]["bad_step"]
-                flag = jnp.where(first >= 0, first, jnp.where(stop, ctx.step, -1))
-                new = new.replace(opt_state={**new.opt_state, "guard": {"bad_step": flag}})
-                stop = flag >= 0
+                first = was["bad_step"]
+                now = {"bad_step": jnp.where(first >= 0, first, jnp.where(stop, ctx.step, -1))}
+                stop = now["bad_step"] >= 0
             told = tmap(lambda x: jnp.where(stop, jnp.zeros_like(x), x), told)
+        new = new.replace(opt_state={**new.opt_state, "guard": now})
         return new, {**told, "skipped": Mean(stop.astype(jnp.float32), jnp.ones((), jnp.float32))}
 
     return Step(init, apply)

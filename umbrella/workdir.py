@@ -7,10 +7,11 @@ import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from umbrella.lock import Busy, Lock
 from umbrella.settings import SettingsError
 
 EXTENSIBLE = (  # what may change when a run is continued: how long, how often, what is printed; not what is computed
@@ -19,6 +20,8 @@ EXTENSIBLE = (  # what may change when a run is continued: how long, how often, 
     "eval_every",
     "checkpoint_every",
     "keep_checkpoints",
+    "keep_every",
+    "keep_best",
     "workers",
     "baselines",
     "evals",
@@ -43,11 +46,17 @@ def config_hash(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def claim(workdir: str | os.PathLike[str] | None, name: str, settings: Mapping[str, Any]) -> Path:
-    """The workdir, made and writable, with the resolved config in it. Before anything compiles.
+class Claim(NamedTuple):
+    path: Path
+    lock: Lock  # held until it is released
+    is_new: bool  # whether the folder was made for it
+
+
+def claim(workdir: str | os.PathLike[str] | None, name: str, settings: Mapping[str, Any]) -> Claim:
+    """The workdir, made and writable, locked, with the resolved config in it. Before anything compiles.
 
     Raises:
-      SettingsError: it cannot be written, or holds a run of another config.
+      SettingsError: it cannot be written, another process writes there, or it holds a run of another config.
     """
     given = f"--workdir={workdir}"
     if workdir is None:
@@ -57,16 +66,24 @@ def claim(workdir: str | os.PathLike[str] | None, name: str, settings: Mapping[s
     path = Path(workdir).expanduser().absolute()
     before = path / "config.json"
     settings = jsonable(settings)
+    lock, is_new = None, not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
+        lock = Lock(path)
         if before.exists():
             _same(json.loads(before.read_text()), settings, given)
         write_json(before, settings)
-    except OSError as error:
-        raise SettingsError(f"{given}: cannot be written: {error.strerror or error}") from None
-    except json.JSONDecodeError:
-        raise SettingsError(f"{given}: its config.json is damaged; give another workdir") from None
-    return path
+    except BaseException as error:
+        if lock is not None:
+            lock.release()
+        if isinstance(error, Busy):
+            raise SettingsError(f"{given}: {error}; one at a time") from None
+        if isinstance(error, OSError):
+            raise SettingsError(f"{given}: cannot be written: {error.strerror or error}") from None
+        if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+            raise SettingsError(f"{given}: its config.json is damaged; give another workdir") from None
+        raise
+    return Claim(path, lock, is_new)
 
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], given: str) -> None:

@@ -4,6 +4,7 @@ A writer is anything with `write` and `close`. `Writers` fans out to several and
 cannot be written is a pity, a training run that dies of it is a loss.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -39,19 +40,22 @@ class Writers:
 
     def write(self, step: int, epoch: float, split: str, metrics: Metrics) -> None:
         """Write one line to every writer that still works."""
-        self._each(lambda w: w.write(step, epoch, split, metrics))
+        self._each(lambda w: w.write(step, epoch, split, metrics), close=True)
 
     def close(self) -> None:
         """Close every writer that still works; a second call does nothing."""
         self._each(lambda w: w.close())
         self._writers = []
 
-    def _each(self, call: Callable[[Writer], None]) -> None:
+    def _each(self, call: Callable[[Writer], None], *, close: bool = False) -> None:
         for writer in tuple(self._writers):
             try:
                 call(writer)
             except Exception as error:  # whatever a log does wrong, it must not end the training
                 self._writers.remove(writer)
+                with contextlib.suppress(Exception):
+                    if close:
+                        writer.close()
                 name = type(writer).__name__
                 _log.warning("%s failed (%s: %s) and is dropped; training goes on.", name, type(error).__name__, error)
 

@@ -27,7 +27,7 @@ class Common:
     ema: Fraction = 0.0  # decay; 0 for none
     microbatches: Count = 1  # slices of a batch, in turn, to save memory
     trainable: tuple[str, ...] = ()  # the scopes that are trained, such as ("lora",); all when empty
-    on_nonfinite: Literal["halt", "skip"] = "halt"
+    on_nonfinite: Literal["raise", "skip", "rollback"] = "raise"
 
 
 class Problem(NamedTuple):
@@ -79,7 +79,7 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
     step = update(gradient, optimizer, wrt=common.trainable)
     if common.ema:
         step = then(step, ema(common.ema))
-    step = guard(step, common.on_nonfinite)
+    step = guard(step, "skip" if common.on_nonfinite == "skip" else "halt")
 
     return Experiment(
         run=run,
@@ -94,6 +94,7 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
         predict=p.predict(train.resolve),
         baselines=p.baselines,
         better=p.better,
+        rolls_back=common.on_nonfinite == "rollback",
         objective=train,
         settings={
             **dataclasses.asdict(run),
