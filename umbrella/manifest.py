@@ -81,10 +81,9 @@ def write(
         "leaves": {path: str(leaf) for path, leaf in leaves.items()},
         "files": {name: file._asdict() for name, file in files.items()},
     }
-    rest = json.dumps(body, indent=1, allow_nan=False).split("\n", 1)[1].encode()
     temporary = folder / f"{NAME}.tmp"
     with open(temporary, "wb") as out:
-        out.write(_seal(rest) + rest)
+        out.write(seal(body))
         out.flush()
         os.fsync(out.fileno())
     os.replace(temporary, folder / NAME)
@@ -103,11 +102,11 @@ def read(folder: Path) -> Manifest:
         raise Corrupt(f"corrupt: {path}: missing") from None
     except OSError as error:
         raise _unreadable(path, error) from error
-    head, newline, rest = text.partition(b"\n")
-    if head + newline != _seal(rest):
-        raise Corrupt(f"corrupt: {path}: its content does not have the SHA-256 of its first line")
     try:
-        body = json.loads(text)
+        body = unseal(text)
+    except ValueError as error:
+        raise Corrupt(f"corrupt: {path}: {error}") from error
+    try:
         if body["format"] > FORMAT:
             raise NewerFormat(
                 f"{path} has format {body['format']}, this version reads up to format {FORMAT}; "
@@ -213,6 +212,22 @@ def set_aside(folder: Path) -> Path:
     names = (f"{folder.name}.corrupt{suffix}" for suffix in ("", *(f".{n}" for n in range(2, 10_000))))
     aside = next(folder.with_name(name) for name in names if not os.path.lexists(folder.with_name(name)))
     return folder.rename(aside)
+
+
+def seal(body: Mapping[str, Any]) -> bytes:
+    """JSON whose first line is the SHA-256 of all that follows."""
+    rest = json.dumps(body, indent=1, allow_nan=False).split("\n", 1)[1].encode()
+    return _seal(rest) + rest
+
+
+def unseal(text: bytes) -> dict[str, Any]:
+    """What was sealed, without its first line. Raises ValueError when it is not that to the bit."""
+    head, newline, rest = text.partition(b"\n")
+    if head + newline != _seal(rest):
+        raise ValueError("its content does not have the SHA-256 of its first line")
+    body: dict[str, Any] = json.loads(text)
+    del body["sha256"]
+    return body
 
 
 def _seal(rest: bytes) -> bytes:

@@ -10,6 +10,19 @@ Importing this package reads no data, imports neither scikit-learn nor TensorFlo
 
 from umbrella.data.reading import load
 from umbrella.data.sources import Arrays, Dataset, Rows, Source
+from umbrella.data.splits import overlap
 from umbrella.data.streams import Data, batches, in_memory, order, streaming
 
-__all__ = ["Arrays", "Data", "Dataset", "Rows", "Source", "batches", "in_memory", "load", "order", "streaming"]
+__all__ = [
+    "Arrays",
+    "Data",
+    "Dataset",
+    "Rows",
+    "Source",
+    "batches",
+    "in_memory",
+    "load",
+    "order",
+    "overlap",
+    "streaming",
+]

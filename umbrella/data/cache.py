@@ -1,11 +1,11 @@
 """Decoded sets on disk, so that the second start is instant. Floor 4.
 
 $XDG_CACHE_HOME/umbrella/data/<key>/ holds one .npy for each column of each split, and a manifest.json with
-their digests. An entry that does not match its manifest is made anew; a cache that cannot be written is done without.
+their digests, which is sealed by its own. An entry that does not match its manifest is made anew; a cache that cannot
+be written is done without.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import shutil
@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from umbrella import manifest
 from umbrella.data.files import digest
 from umbrella.data.sources import Arrays, Columns
 
-FORMAT = 1
+FORMAT = 2
 Made = tuple[dict[str, Columns], dict[str, Any]]
 
 
@@ -54,16 +55,16 @@ def _read(entry: pathlib.Path) -> tuple[dict[str, Arrays], dict[str, Any]] | Non
     try:
         if not _ours(entry):
             return None
-        manifest = json.loads((entry / "manifest.json").read_text())
-        if manifest["format"] != FORMAT:
+        told = manifest.unseal((entry / "manifest.json").read_bytes())
+        if told["format"] != FORMAT:
             return None
         splits: dict[str, Arrays] = {}
-        for split, columns in manifest["splits"].items():
+        for split, columns in told["splits"].items():
             for file, written in columns.values():
                 if pathlib.PurePath(file).name != file or digest(entry / file) != written:
                     return None
             splits[split] = Arrays.mapped({name: str(entry / file) for name, (file, _) in columns.items()})
-        return splits, {k: tuple(v) if isinstance(v, list) else v for k, v in manifest["info"].items()}
+        return splits, {k: tuple(v) if isinstance(v, list) else v for k, v in told["info"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -91,7 +92,8 @@ def _write(entry: pathlib.Path, splits: dict[str, Columns], info: dict[str, Any]
                 file = f"{i}_{j}.npy"
                 np.save(draft / file, column, allow_pickle=False)
                 listed[split][name] = [file, digest(draft / file)]
-        (draft / "manifest.json").write_text(json.dumps({"format": FORMAT, "splits": listed, "info": info}))
+        body = {"format": FORMAT, "splits": listed, "info": info}
+        (draft / "manifest.json").write_bytes(manifest.seal(body))
         if entry.is_symlink() or entry.exists():
             # Whoever has the old one mapped keeps it: files go when the last reader does.
             old = pathlib.Path(tempfile.mkdtemp(prefix=f".{entry.name}.", dir=entry.parent))

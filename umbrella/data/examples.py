@@ -1,6 +1,9 @@
 """The examples of a prepared set: records to columns. Floor 4."""
 
 import functools
+import json
+import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -113,9 +116,25 @@ def _builder(root: str) -> Any:
     import tensorflow_datasets as tfds
 
     try:
+        _check_classes(json.loads((pathlib.Path(root) / "features.json").read_text(encoding="utf-8")), root)
         return tfds.builder_from_directory(root)
+    except SettingsError:
+        raise
     except Exception as e:  # json, protobuf and TFDS errors alike: the metadata is not what TFDS wrote
         raise SettingsError(f"{root}: damaged metadata ({type(e).__name__}); prepare the set again") from None
+
+
+def _check_classes(value: Any, root: str) -> None:
+    """TFDS imports the module of every class that features.json names; a file must not choose what is imported."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            named = key in ("pythonClassName", "python_class_name", "type") and isinstance(inner, str)
+            if named and "." in inner and not re.fullmatch(r"tensorflow_datasets\.core\.features\.\w+\.\w+", inner):
+                raise SettingsError(f"{root}: features.json names {inner!r}, which is no class of TFDS's own; not read")
+            _check_classes(inner, root)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_classes(inner, root)
 
 
 def _renamed(meta: Any) -> dict[str, str]:

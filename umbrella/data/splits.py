@@ -1,10 +1,11 @@
 """What is held out of a set that does not say so itself. Floor 4."""
 
+import hashlib
 from typing import Any
 
 import numpy as np
 
-from umbrella.data.sources import Found, Source, take
+from umbrella.data.sources import Arrays, Dataset, Found, Source, take
 from umbrella.settings import SettingsError
 
 TEST = 0.2  # the share that a set without an official test split gives up for one
@@ -54,6 +55,21 @@ def held_out(y: np.ndarray | None, n: int, share: float, seed: tuple[int, ...]) 
     counts = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
     return np.sort(np.concatenate([rng.permutation(g)[:c] for g, c in zip(groups, counts, strict=True)]))
+
+
+def overlap(data: Dataset) -> dict[str, int] | None:
+    """How many rows of "validation" and of "test" have an x that occurs in train, to the bit; by hash.
+
+    A result on such rows is not one on new data. None for a set that is not in memory: reading it all would take long.
+    """
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    if not all(isinstance(s, Arrays) and "x" in s.arrays for s in splits.values()):
+        return None
+    hashes = {
+        k: [hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in s.column("x")] for k, s in splits.items()
+    }
+    train = set(hashes.pop("train"))
+    return {k: sum(h in train for h in those) for k, those in hashes.items()}
 
 
 def _divide(source: Source, share: float, seed: tuple[int, ...], found: Found) -> tuple[Source, Source]:
