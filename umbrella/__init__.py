@@ -53,6 +53,7 @@ _MODULES = [
     "step",
     "train_state",
     "transforms",
+    "verify",
     "workdir",
     "writers",
 ]

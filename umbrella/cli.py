@@ -1,13 +1,17 @@
 """The command line: flags -> config -> `umbrella.runs`. Floor 6 in all but place: only launch.py imports it.
 
 Exit status: 0 finished; 2 the user's input is wrong, one line on standard error says what and what to do; 3 nothing
-verified to restore; 4 diverged; 130, 143 interrupted after saving; 1 a fault of ours, with a traceback.
+verified to restore, or a checkpoint could not be written; 4 diverged; 130, 143 interrupted after saving; 1 a fault of
+ours, with a traceback, or a resume that --verify_resume found not to be exact.
 """
 
+import contextlib
 import importlib.util
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from umbrella.settings import SettingsError
 
 MODES = ("train", "evaluate", "sample", "predict")
 USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
-[--init_from=RUN]
+[--init_from=RUN] [--verify_resume]
 
   --config=configs/vae.py:mnist     the config, and which of its variants
   --config.seed=3                   sets a key; sections by dots: --config.optimizer.learning_rate=1e-3
@@ -27,6 +31,8 @@ USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE .
                                     (train_for and the cadences may change, so a run can be extended)
   --mode=train                      train | evaluate | sample | predict; the last three need the workdir of a run
   --init_from=runs/other            start from the parameters of another run
+  --verify_resume                   trains a little, kills itself with kill -9, resumes, and says whether the result is
+                                    equal to the bit to that of a run that was never stopped
   --help                            this text; with --config, the keys of that config, too
 
 Every config has the keys: seed, seeds, batch_size, train_for, log_every, eval_every, checkpoint_every, pipeline, model,
@@ -60,30 +66,78 @@ def _main(argv: Sequence[str]) -> int:
         raise SettingsError(f"--mode={given.mode} needs --workdir, the folder of a run that was trained")
     if given.mode != "train" and not (Path(given.workdir) / "checkpoints").is_dir():
         raise SettingsError(f"--workdir={given.workdir}: no run there to {given.mode}; train one first")
+    if given.verify_resume:
+        return _verify(given, config)
     return _run(given, config, "python " + " ".join(_quoted(a) for a in argv))
 
 
 def _run(given: Any, config: dict[str, Any], command: str) -> int:
     # Imported late: --help and a typo in a flag must not wait for JAX.
     from umbrella import environment
-    from umbrella.checkpoint import NothingVerified
+    from umbrella.checkpoint import CheckpointError
     from umbrella.loop import Diverged
     from umbrella.runs import Session
 
     environment.use_compilation_cache()
     name = Path(given.config.split(":")[0]).stem + (f"-{v}" if (v := given.config.partition(":")[2]) else "")
     try:
-        with Session(config, given.workdir or None, name=name, command=command) as session:
+        how: dict[str, Any] = {"init_from": given.init_from or None, "name": name, "command": command}
+        with _termination(), _quiet(), Session(config, given.workdir or None, **how) as session:
             if given.mode != "train":
                 return _later(given.mode, session)
-            result = session.train(given.init_from or None)
-    except NothingVerified as error:
+            result = session.train()
+    except CheckpointError as error:
         return _fail(str(error), 3)
     except Diverged as error:
         return _fail(f"diverged: {error}. The last good state is kept; try a lower learning rate or clip", 4)
     print(_table(result.summary))
     print(f"report: {result.workdir / 'report.html'}")
     return 128 + result.summary["signal"] if result.summary["status"] == "interrupted" else 0
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """A save that fails leaves futures of Orbax's without their event loop: a page of tracebacks that say nothing."""
+    before = sys.unraisablehook
+
+    def hook(told: Any) -> None:
+        if str(told.exc_value) != "Event loop is closed":
+            before(told)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _verify(given: Any, config: dict[str, Any]) -> int:
+    from umbrella import verify
+
+    if given.workdir or given.mode != "train":
+        raise SettingsError("--verify_resume: trains in folders of its own; leave --workdir and --mode out")
+    print("Three processes train a little; the second is killed.", flush=True)
+    verdict = verify.resume(config, init_from=given.init_from or None, say=lambda line: print(line, flush=True))
+    print(verify.told(verdict))
+    return 0 if verdict.exact else 1
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[None]:
+    """SIGTERM before and after the loop, which has its own way: lets a save that is under way become a checkpoint."""
+
+    def stop(signum: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+        sys.exit(128 + signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _later(mode: str, session: Any) -> int:
@@ -127,6 +181,7 @@ def split(argv: Sequence[str]) -> tuple[Any, list[tuple[str, str]]]:
     flags.DEFINE_string("workdir", "", "where the run lives", flag_values=values)
     flags.DEFINE_string("mode", "train", " | ".join(MODES), flag_values=values)
     flags.DEFINE_string("init_from", "", "the workdir of a run whose parameters to start from", flag_values=values)
+    flags.DEFINE_boolean("verify_resume", False, "checks that a resume is exact", flag_values=values)
     flags.DEFINE_boolean("help", False, "this text", short_name="h", flag_values=values)
     try:
         left = values(rest)[1:]
@@ -151,7 +206,7 @@ def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[st
     path_text, colon, variant = spec.partition(":")
     path = Path(path_text)
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path("configs")
+        folder = path if path.is_dir() else path.parent if path.parent.is_dir() else Path("configs")
         there = [str(p) for p in folder.glob("*.py")] if folder.is_dir() else []
         raise SettingsError(f"--config={path_text}: no such file{settings.near(path_text, there) if there else ''}")
     name = f"config_{path.stem}"
