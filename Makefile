@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Two workers by default: a laptop's cores are shared, and each test process compiles with all the threads it finds.
 JOBS   ?= 2
 
-.PHONY: help venv vae test lint types format lock bench docs clean
+.PHONY: help venv vae test faults lint types format lock bench docs clean
 
 help:            ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -27,6 +27,9 @@ vae: venv        ## train the variational autoencoder on handwritten digits; pri
 
 test: venv       ## every test, the notebooks included
 	$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal
+
+faults: venv     ## inject faults by the thousand (about 15 minutes), and print what was lost
+	$(BIN)/python -m tests.faults
 
 lint: venv       ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

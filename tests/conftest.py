@@ -6,6 +6,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2").strip()
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
+import shutil
 from pathlib import Path
 
 import jax
@@ -34,3 +35,17 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
     base = tmp_path_factory.getbasetemp() / "cache"
     base.mkdir(exist_ok=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(base))
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoints of the steps 1, 2 and 3; read only."""
+    from tests.faults.kit import three_steps
+
+    return three_steps(tmp_path_factory.mktemp("saved"))
+
+
+@pytest.fixture
+def run(saved: Path, tmp_path: Path) -> Path:
+    """A copy of them, to break."""
+    return Path(shutil.copytree(saved, tmp_path / "run"))

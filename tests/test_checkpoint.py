@@ -1,24 +1,13 @@
-"""Faults put into checkpoints on purpose: nothing wrong may come back, and nothing right may be lost."""
+"""Checkpoints: what comes back is what was saved, and what is refused. The faults are in tests/faults/."""
 
-import os
-import random
-import resource
-import shutil
-import subprocess
-import sys
-import time
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
+from tests.faults.kit import View, bits, make, restored, same, struct_of
 from umbrella import manifest
 from umbrella.checkpoint import (
     CheckpointError,
@@ -29,86 +18,10 @@ from umbrella.checkpoint import (
     NothingVerified,
     SaveFailed,
     StepExists,
+    digests,
     read_meta,
     restore_params,
 )
-
-
-class View(NamedTuple):
-    params: Any
-    state: Any
-
-
-class TrainState(struct.PyTreeNode):
-    step: jax.Array
-    key: jax.Array
-    params: dict
-    state: dict
-    opt_state: dict
-    ema: View | None = None
-
-
-class Net(nn.Module):
-    width: int = 8
-
-    @nn.compact
-    def __call__(self, x):
-        x = nn.Dense(self.width, use_bias=False)(x)
-        x = nn.BatchNorm(use_running_average=False)(x)
-        return nn.Dense(3)(x)
-
-
-def make(step: int = 0, *, seed: int = 0, width: int = 8, tx: optax.GradientTransformation | None = None) -> TrainState:
-    key = jax.random.key(seed)
-    variables = Net(width).init(key, jnp.ones((4, 5)))
-    params, state = {"model": variables["params"]}, {"model": {"batch_stats": variables["batch_stats"]}, "none": {}}
-    params = jax.tree.map(lambda x: x + step, params)
-    opt_state = {"all": (tx or optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-3))).init(params)}
-    ts = TrainState(jnp.int32(step), key, params, state, opt_state, View(params, state))
-    return jax.tree.map(jnp.copy, ts)
-
-
-def bits(tree: Any) -> dict[str, tuple]:
-    def one(x):
-        data = jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-        return str(x.dtype), x.shape, np.asarray(data).tobytes()
-
-    return {jax.tree_util.keystr(path): one(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def same(a: Any, b: Any) -> bool:
-    return (jax.tree.structure(a), bits(a)) == (jax.tree.structure(b), bits(b))
-
-
-def struct_of(tree: Any) -> Any:
-    return jax.eval_shape(lambda: tree)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory) -> Path:
-    """Steps 1, 2 and 3; read only."""
-    directory = tmp_path_factory.mktemp("saved")
-    with Checkpoints(directory) as checkpoints:
-        for step in (1, 2, 3):
-            assert checkpoints.save(step, make(step), {"position": step, "config": {"lr": 0.1, "sizes": (1, 2)}})
-    return directory
-
-
-@pytest.fixture
-def run(saved, tmp_path) -> Path:
-    """A copy to break."""
-    return Path(shutil.copytree(saved, tmp_path / "run"))
-
-
-def restored(directory: Path, template: Any = None) -> int:
-    """The step restored, after checking that every bit of it is right."""
-    with Checkpoints(directory) as checkpoints:
-        found = checkpoints.restore(struct_of(make()) if template is None else template)
-    assert found is not None
-    ts, meta = found
-    assert same(ts, make(meta["position"]))
-    return meta["position"]
-
 
 # What comes back is what was saved
 
@@ -231,136 +144,6 @@ def test_read_meta(run):
         read_meta(run, 3)
 
 
-# Storage faults
-
-
-FILES = 12  # at least so many files in a step of this size
-
-
-def each_file(run: Path) -> list[Path]:
-    files = sorted(p for p in (run / "3").rglob("*") if p.is_file())
-    assert len(files) >= FILES
-    return files
-
-
-def broken(run: Path, tmp_path: Path, file: Path, spoil: Any, *, falls_to: int = 2) -> None:
-    """Spoil one file of step 3; restore must name it, set the step aside and give step 2."""
-    copy = Path(shutil.copytree(run, tmp_path / "broken"))
-    spoil(copy / file.relative_to(run))
-    with pytest.raises(Corrupt, match=f"corrupt: .*{file.name}"), Checkpoints(copy) as checkpoints:
-        checkpoints.restore(struct_of(make()), step=3)
-    assert (copy / "3.corrupt").is_dir() and not (copy / "3").exists()
-    assert manifest.survey(copy).steps[-1] == falls_to
-    shutil.rmtree(copy)
-
-
-def flip(path: Path, rng: random.Random) -> None:
-    data = bytearray(path.read_bytes())
-    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    path.write_bytes(data)
-
-
-def test_one_flipped_bit_in_each_file_is_detected(run, tmp_path):
-    rng = random.Random(0)
-    for file in each_file(run):
-        for _ in range(2):
-            broken(run, tmp_path, file, lambda path: flip(path, rng))
-
-
-def test_each_file_truncated_or_emptied_is_detected(run, tmp_path):
-    for file in each_file(run):
-        for part in (0.0, 0.5, 0.99):
-            broken(run, tmp_path, file, lambda path, part=part: os.truncate(path, int(part * path.stat().st_size)))
-
-
-def test_each_file_deleted_is_detected(run, tmp_path):
-    for file in each_file(run):
-        if file.name != manifest.NAME:  # without it there is no step: next test
-            broken(run, tmp_path, file, Path.unlink)
-
-
-def test_falls_back_to_an_older_step_with_the_right_bits(run):
-    flip(max((run / "3").rglob("*"), key=lambda p: p.stat().st_size * p.is_file()), random.Random(1))
-    (run / "2" / "stranger").write_text("not in the manifest")
-    assert restored(run) == 1
-    assert sorted(p.name for p in run.iterdir()) == ["1", "2.corrupt", "3.corrupt", "UNFINISHED"]
-
-
-def test_step_without_manifest_is_ignored_then_replaced(run):
-    (run / "3" / manifest.NAME).unlink()
-    assert restored(run) == 2
-    with Checkpoints(run) as checkpoints:
-        checkpoints.restore(struct_of(make()))
-        assert checkpoints.save(3, make(3), {"position": 3})
-    assert restored(run) == 3
-
-
-def test_all_corrupt_never_starts_over(run):
-    for step in ("1", "2", "3"):
-        (run / step / "default" / "_METADATA").write_bytes(b"")
-    for _ in range(2):  # nor when started again
-        with pytest.raises(NothingVerified, match="3.corrupt"), Checkpoints(run) as checkpoints:
-            checkpoints.restore(struct_of(make()))
-
-
-def test_moved_folder_and_scrambled_clock(run, tmp_path):
-    moved = run.rename(tmp_path / "elsewhere")
-    for age, step in enumerate(("3", "2", "1")):  # the newest step has the oldest time stamps
-        for path in (moved / step, *(moved / step).rglob("*")):
-            os.utime(path, (age * 1000, age * 1000))
-    assert restored(moved) == 3
-
-
-def test_leftovers_are_removed_only_if_ours(run):
-    tmp = run / "9.orbax-checkpoint-tmp-1"
-    (tmp / "default").mkdir(parents=True)
-    (run / "8").mkdir()  # killed between commit and manifest, or while it was being retired
-    (tmp / "default" / "half").write_text("a")
-    manifest.write_journal(run, {8, 9, 12})
-    theirs = [run / "10", run / "11.orbax-checkpoint-tmp-1", run / "4.corrupt", run / "2024"]
-    for path in theirs:
-        path.mkdir()
-        (path / "holiday.jpg").write_text("precious")
-    os.symlink(run / "2024", run / "12")
-    assert restored(run) == 3 and tmp.exists()  # reading removes nothing
-    with Checkpoints(run) as checkpoints:
-        assert checkpoints.save(5, make(5), {"position": 5})
-    assert not tmp.exists() and not (run / "8").exists()
-    assert all((path / "holiday.jpg").exists() for path in theirs) and (run / "12").is_symlink()
-    with Checkpoints(run) as checkpoints:  # what is in the way is moved, not removed
-        assert all(checkpoints.save(step, make(step), {"position": step}) for step in (10, 11, 12))
-    assert (run / "10.corrupt" / "holiday.jpg").exists() and (run / "12.corrupt").is_symlink()
-    assert (run / "11.orbax-checkpoint-tmp-1.corrupt" / "holiday.jpg").exists()
-    assert (run / "2024" / "holiday.jpg").exists()
-    assert restored(run) == 12
-
-
-def test_directory_deleted_between_saves_is_made_again(run):
-    with Checkpoints(run) as checkpoints:
-        checkpoints.save(4, make(4), {"position": 4})
-        checkpoints.wait()
-        shutil.rmtree(run)
-        checkpoints.save(5, make(5), {"position": 5})
-    assert restored(run) == 5
-
-
-def test_full_disk_is_loud_and_older_steps_stay(run):
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    big = {"w": jax.random.normal(jax.random.key(0), (1_000_000,))}
-    with Checkpoints(run) as checkpoints:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-        try:
-            with pytest.raises(SaveFailed, match=r"step 4 was not saved in .*run \(4,000,000 bytes needed"):
-                checkpoints.save(4, big, {})
-                checkpoints.wait()
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        assert sorted(p.name for p in run.iterdir()) == ["1", "2", "3", "UNFINISHED"]
-        assert checkpoints.restore(struct_of(make())) is not None
-        assert checkpoints.save(4, make(4), {"position": 4})  # there is space again
-    assert restored(run) == 4
-
-
 def test_an_error_in_the_background_surfaces_once(run, monkeypatch):
     def fail(*args):
         raise OSError(5, "Input/output error")
@@ -383,123 +166,6 @@ def test_an_error_in_the_background_surfaces_once(run, monkeypatch):
         checkpoints._pending.exception()
         raise KeyError("the first error is the one that counts")
     assert restored(run) == 5
-
-
-KILLED = """
-import os, random, signal, sys, time
-from pathlib import Path
-import jax, jax.numpy as jnp
-from umbrella.checkpoint import Checkpoints
-
-def train(directory, ready):
-    make = jax.jit(lambda n: {"w": jnp.full(300_000, n, jnp.float32), "n": n})
-    with Checkpoints(directory, keep=2) as checkpoints:
-        found = checkpoints.restore(make(0))
-        step = -1
-        if found is not None:
-            tree, meta = found
-            step = meta["step"]
-            if not (int(tree["n"]) == step and bool((tree["w"] == step).all())):
-                os._exit(3)
-        if step < int((directory / "promised").read_text()):
-            os._exit(4)
-        os.write(ready, b"x")
-        while True:
-            step += 1
-            checkpoints.save(step, make(step), {"step": step})
-            if step % 3 == 0:
-                checkpoints.wait()
-                (directory / "promised.tmp").write_text(str(step))
-                os.replace(directory / "promised.tmp", directory / "promised")
-
-directory, rng = Path(sys.argv[1]), random.Random(int(sys.argv[2]))
-(directory / "promised").write_text("-1")
-for _ in range(int(sys.argv[3])):  # forked before JAX has a backend: the imports are paid once
-    read, ready = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            train(directory, ready)
-        finally:
-            os._exit(5)
-    os.close(ready)
-    if os.read(read, 1) == b"x":
-        time.sleep(rng.uniform(0.0, 0.6))
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    assert os.WIFSIGNALED(status), f"a child found a bad checkpoint: {os.waitstatus_to_exitcode(status)}"
-"""
-
-
-def test_kill_9_in_the_middle_of_saves(tmp_path):
-    """Each killed process is resumed by the next: a verified step, never older than one that `wait` had promised."""
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), "0", "6"], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    promised = int((tmp_path / "promised").read_text())
-    left = sorted(p.name for p in tmp_path.iterdir())
-    template = {"w": jax.ShapeDtypeStruct((300_000,), jnp.float32), "n": jax.ShapeDtypeStruct((), jnp.int32)}
-    with Checkpoints(tmp_path) as checkpoints:
-        tree, meta = checkpoints.restore(template)
-    assert meta["step"] >= promised >= 0
-    assert int(tree["n"]) == meta["step"] and bool((tree["w"] == meta["step"]).all())
-    assert not list(tmp_path.glob("*.corrupt*"))
-    print(f"\nkilled 6 times in {time.perf_counter() - start:.1f} s; left {left}, promised {promised}, found {meta}")
-
-
-# Mismatch
-
-
-def change(template: TrainState, **params: Any) -> TrainState:
-    return template.replace(params={"model": {**template.params["model"], **params}})
-
-
-@pytest.mark.parametrize(
-    ("template", "lines"),
-    [
-        (
-            lambda: change(make(), Dense_2={"bias": jnp.ones(3)}),
-            ["missing in the checkpoint: params/model/Dense_2/bias float32[3]"],
-        ),
-        (
-            lambda: make().replace(params={"model": {"Dense_0": make().params["model"]["Dense_0"]}}),
-            ["not in the template: params/model/Dense_1/bias float32[3]", "params/model/BatchNorm_0/scale"],
-        ),
-        (
-            lambda: change(make(), Dense_1={"weight": jnp.ones((8, 3)), "bias": jnp.ones(3)}),
-            [
-                "missing in the checkpoint: params/model/Dense_1/weight float32[8,3]",
-                "not in the template: params/model/Dense_1/kernel float32[8,3]",
-            ],
-        ),
-        (
-            lambda: change(make(), Dense_1={"kernel": jnp.ones((8, 4)), "bias": jnp.ones(3)}),
-            ["shape: params/model/Dense_1/kernel is (8, 3) in the checkpoint, (8, 4) in the template"],
-        ),
-        (
-            lambda: change(make(), Dense_1={"kernel": jnp.ones((8, 3), jnp.int32), "bias": jnp.ones(3)}),
-            ["dtype: params/model/Dense_1/kernel is float32 in the checkpoint, int32 in the template"],
-        ),
-        (lambda: make(tx=optax.sgd(0.1)), ["not in the template: opt_state/all/1/0/mu/model/Dense_0/kernel"]),
-        (lambda: make().replace(ema=None), ["not in the template: ema/params/model/Dense_0/kernel"]),
-        (
-            lambda: make().replace(key=jax.random.key(0, impl="rbg")),
-            ["dtype: key is key<fry> in the checkpoint, key<rbg> in the template"],
-        ),
-        (lambda: make().replace(key=jax.random.PRNGKey(0)), ["dtype: key is key<fry> in the checkpoint, uint32"]),
-        (lambda: make().replace(key=jax.random.split(jax.random.key(0), 4)), ["shape: key is () in", "(4,) in the"]),
-    ],
-    ids=["missing", "extra", "renamed", "shape", "dtype", "optimiser", "no ema", "key impl", "raw key", "lanes"],
-)
-def test_mismatch_lists_each_path(saved, template, lines):
-    with pytest.raises(Mismatch) as caught, Checkpoints(saved) as checkpoints:
-        checkpoints.restore(struct_of(template()))
-    for line in lines:
-        assert line in str(caught.value)
-    assert len(str(caught.value).splitlines()) <= 22
-    assert manifest.survey(saved).steps == [1, 2, 3]  # the checkpoint is not to blame
 
 
 def test_a_long_mismatch_is_cut(saved):
@@ -574,28 +240,21 @@ def test_retention_waits_for_the_manifest(tmp_path, monkeypatch):
         Checkpoints(tmp_path, keep=0)
 
 
-def test_how_long_a_save_holds_up_the_loop(tmp_path):
-    mb = 100
-    tree = {"params": {"w": jax.random.normal(jax.random.key(0), (mb * 250_000,))}}
-    jax.block_until_ready(tree)
-    stalls, background = [], []
-    with Checkpoints(tmp_path, keep=1) as checkpoints:
-        for step in range(3):
-            start = time.perf_counter()
-            checkpoints.save(step, tree, {})
-            stalls.append(time.perf_counter() - start)
-            checkpoints.wait()
-            background.append(time.perf_counter() - start - stalls[-1])
-        start = time.perf_counter()
-        manifest.verify(tmp_path / "2", manifest.read(tmp_path / "2"))
-        hashed = time.perf_counter() - start
-        start = time.perf_counter()
-        jax.block_until_ready(checkpoints.restore(struct_of(tree)))
-        read = time.perf_counter() - start
-    size = sum(p.stat().st_size for p in (tmp_path / "2").rglob("*") if p.is_file()) / 1e6
-    print(
-        f"\n{mb} MB: save() {[round(1e3 * s) for s in stalls]} ms, until the manifest "
-        f"{[round(1e3 * s) for s in background]} ms, SHA-256 {size / hashed:.0f} MB/s, "
-        f"verified restore {mb / read:.0f} MB/s"
-    )
-    assert min(stalls) < 2  # only gross mistakes: the machine may be busy
+def test_digests_are_equal_for_equal_bits_only():
+    tree = {"a": jnp.arange(3.0), "k": jax.random.key(0)}
+    assert digests(tree) == digests(jax.tree.map(jnp.copy, tree))
+    assert digests({"a": -jnp.zeros(1)}) != digests({"a": jnp.zeros(1)})  # equal numbers, other bits
+    assert digests({"a": jnp.zeros(2)}) != digests({"a": jnp.zeros((2, 1))})
+    assert digests({"a": jnp.zeros(1, jnp.int32)}) != digests({"a": jnp.zeros(1)})
+
+
+def test_what_retention_keeps(tmp_path):
+    """Of the steps 5, 10, ... 40: the last one, the multiples of 20, and the one of the lowest rank, here 15."""
+    loss = {5: 3.0, 10: 2.0, 15: 1.0, 20: 5.0, 25: 1.0, 30: float("nan"), 35: None, 40: 2.0}
+    with Checkpoints(tmp_path, keep=1, keep_every=20, rank=lambda meta: meta["loss"]) as checkpoints:
+        for step, value in loss.items():
+            checkpoints.save(step, make(step), {"position": step, "loss": None if value != value else value})
+    assert manifest.survey(tmp_path).steps == [15, 20, 40]
+    with Checkpoints(tmp_path, keep=1) as checkpoints:  # what was kept goes when nothing asks for it any more
+        checkpoints.save(45, make(45), {"position": 45})
+    assert manifest.survey(tmp_path).steps == [45]

@@ -15,6 +15,7 @@ import jax
 import pytest
 
 from tests.conftest import ROOT
+from umbrella import models, transforms
 from umbrella.cli import MODES
 from umbrella.experiment import RunSettings
 from umbrella.pipelines import generative, vision
@@ -44,7 +45,17 @@ def _quick_compilation() -> Any:
     jax.config.update("jax_disable_most_optimizations", before)
 
 
-@pytest.mark.usefixtures("_quick_compilation")
+@pytest.fixture
+def _tables() -> Any:
+    """A page may add a row to a table, which the next test must not find."""
+    before = [(table, dict(table)) for table in (models.TABLE, transforms.TABLE)]
+    yield
+    for table, rows_before in before:
+        table.clear()
+        table.update(rows_before)
+
+
+@pytest.mark.usefixtures("_quick_compilation", "_tables")
 @pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text())], ids=name_of)
 def test_its_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -101,7 +112,7 @@ def test_the_table_of_keys_is_complete_and_right() -> None:
 
 def test_the_table_of_flags_is_complete() -> None:
     told = {re.match(r"[| ]*`--([\w.]+)", row[0])[1] for row in rows("## Command line")}  # type: ignore[index]
-    assert told == {"config", "config.KEY", "workdir", "mode", "init_from", "help"}
+    assert told == {"config", "config.KEY", "workdir", "mode", "init_from", "verify_resume", "help"}
     assert all(f"`{mode}`" in README for mode in MODES)
 
 

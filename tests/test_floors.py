@@ -10,13 +10,16 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = {
-    0: "_report losses manifest metrics settings unroll",
+    0: "_report lock losses manifest metrics settings unroll",
     1: "models",
     2: "objective transforms",
     3: "gradients optim step train_state",
-    4: "artifacts baselines checkpoint data environment evaluation experiment loop parallel report workdir writers",
+    4: (
+        "artifacts baselines blame checkpoint data environment evaluation experiment loop parallel report workdir "
+        "writers"
+    ),
     5: "pipelines runs",
-    6: "cli",
+    6: "cli verify",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 ONLY = {"models": {0, 1}, "transforms": {0, 2}}  # these import from fewer floors than all below

@@ -1,6 +1,5 @@
 """The losses against SciPy, quadrature and sums that must be one."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -131,35 +130,6 @@ def test_channels_have_widths_of_their_own(rng: np.random.Generator) -> None:
     loss = jax.jit(losses.discretized_logistic)
     each = [loss(location[..., c : c + 1], log_scale[c : c + 1], y[..., c : c + 1]) for c in range(3)]
     np.testing.assert_allclose(loss(location, log_scale, y), sum(each), rtol=1e-5)
-
-
-# ------------------------------------------------------------------------------------------------------ extremes
-BIG = f32([[1e4, -1e4, 0.0], [-1e4, 1e4, 1e4]])
-ZERO_ONE = f32([[0.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
-EXTREMES: dict[str, Callable[[Array], Array]] = {
-    "cross_entropy": lambda x: losses.cross_entropy(x, jnp.asarray([1, 0], jnp.int32)),
-    "cross_entropy_soft": lambda x: losses.cross_entropy(x, f32([[0.2, 0.3, 0.5], [0.0, 1.0, 0.0]])),
-    "squared_error": lambda x: losses.squared_error(x, ZERO_ONE),
-    "bernoulli": lambda x: losses.bernoulli(x, ZERO_ONE),
-    "discretized_logistic": lambda x: losses.discretized_logistic(jax.nn.sigmoid(x), f32([-7.0, -3.0, 2.0]), ZERO_ONE),
-    "gaussian_kl": lambda x: losses.gaussian_kl(x, jnp.full_like(x, -1e4)),
-    "negative_elbo": lambda x: losses.negative_elbo({"logits": x, "mean": x, "log_var": 0 * x}, ZERO_ONE),
-    "negative_elbo_grey": lambda x: losses.negative_elbo(
-        {"logits": x, "mean": 0 * x, "log_var": 0 * x, "log_scale": f32([-7.0, -3.0, 2.0])}, ZERO_ONE
-    ),
-    "log_importance_weight": lambda x: losses.log_importance_weight(
-        {"logits": x, "mean": 0 * x, "log_var": 0 * x, "z": 0 * x}, ZERO_ONE
-    ),
-}
-
-
-@pytest.mark.parametrize("name", sorted(EXTREMES))
-def test_finite_with_finite_gradients_at_logits_of_ten_thousand(name: str) -> None:
-    fn = EXTREMES[name]
-    value, slope = jax.jit(lambda x: (fn(x), jax.grad(lambda v: fn(v).sum())(x)))(BIG)
-    assert value.shape == (2,)
-    assert np.isfinite(value).all()
-    assert np.isfinite(slope).all()
 
 
 def test_the_discretized_logistic_has_finite_gradients_at_every_level() -> None:

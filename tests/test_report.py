@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import html
 import json
 import re
 import subprocess
@@ -144,14 +143,6 @@ def test_nothing_is_requested_and_only_the_own_script_runs(tmp_path):
     assert f"script-src 'sha256-{digest}'" in policy
 
 
-def test_markup_in_any_name_or_value_is_text(tmp_path):
-    plain = page(every_run(tmp_path / "plain", "harmless"))
-    evil = page(every_run(tmp_path / "evil", EVIL))
-    assert [t for t, _ in evil.tags] == [t for t, _ in plain.tags]  # not one tag more
-    assert not [k for _, attrs in evil.tags for k in attrs if k.startswith("on")]
-    assert (tmp_path / "evil/report.html").read_text().count(html.escape(EVIL, quote=False).split('"')[0]) > 20
-
-
 def every_run(workdir, word):
     """A run with `word` in every place that takes one."""
     workdir.mkdir()
@@ -165,16 +156,6 @@ def every_run(workdir, word):
         file.write(json.dumps({"step": 1, "epoch": 0, "split": word, word: 1.0, "loss": 1.0, "note": word}) + "\n")
     every_artifact(workdir / "artifacts", word, word)
     return workdir
-
-
-def test_formulas_are_defused_in_tables(tmp_path):
-    formula = '=HYPERLINK("evil")'
-    run(tmp_path, baselines={formula: {"loss": 1.0}}, versions={"+cmd": "@sum"})
-    (tmp_path / "config.json").write_text(json.dumps({"name": formula, "lr": -0.5}))
-    artifacts.save(tmp_path / "artifacts", "t", artifacts.Table(("=1+1",), (("-2+3",), (-2.5,)), ""))
-    cells = [html.unescape(c) for c in re.findall(r"<t[dh][^>]*>([^<]*)", report.write(tmp_path).read_text())]
-    assert not [c for c in cells if c[:1] in ("=", "+", "@")]
-    assert {"'" + formula, "'=1+1", "'-2+3", "'+cmd", "'@sum", "-0.5", "−2.5"} <= set(cells)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from umbrella.loop import Diverged
 SUMMARY = {
     "status", "config_name", "workdir", "step", "epochs", "seeds", "metrics", "baselines", "params", "compile_count",
     "examples_per_second", "seconds", "peak_rss_mb", "device", "versions", "git", "data",
+    "skipped", "rollbacks",
 }  # fmt: skip
 
 
@@ -56,7 +57,7 @@ def test_what_a_run_leaves_behind(finished: um.Result) -> None:
     summary = json.loads((work / "summary.json").read_text())
     assert set(summary) >= SUMMARY
     assert set(summary["seconds"]) == {"total", "compile", "step", "data_wait", "evaluate", "checkpoint"}
-    assert set(summary["data"]) == {"name", "source", "fingerprint", "n_train", "n_validation", "n_test"}
+    assert set(summary["data"]) == {"name", "source", "fingerprint", "n_train", "n_validation", "n_test", "overlap"}
     assert sum(v for k, v in summary["seconds"].items() if k != "total") <= summary["seconds"]["total"]
     # 64 * 32 weights (no bias before the norm), 32 + 32 of the norm, 32 * 10 + 10 of the head
     assert summary["params"] == 64 * 32 + 64 + 330
@@ -83,14 +84,6 @@ def test_it_learns(finished: um.Result) -> None:
 
 def test_the_test_split_is_looked_at_once(finished: um.Result) -> None:
     assert [h["step"] for h in finished.history if h["split"] == "test"] == [40]
-
-
-def test_the_same_seed_twice_gives_the_same_metrics(finished: um.Result, tmp_path: Path) -> None:
-    again = um.run(config(), workdir=tmp_path / "w", quiet=True)
-    assert bits(again.ts, finished.ts)
-    assert lines(again.workdir) == lines(finished.workdir)
-    other = um.run(config(seed=1), workdir=tmp_path / "other", quiet=True)
-    assert gap(other.ts.params, finished.ts.params) > 1e-3
 
 
 @pytest.mark.parametrize("stop", [20, 33])
@@ -138,6 +131,7 @@ def test_init_from_starts_at_the_other_runs_parameters(finished: um.Result, tmp_
         )
     with pytest.raises(um.SettingsError, match="no checkpoints there"):
         um.run(config(), workdir=tmp_path / "y", init_from=tmp_path / "nowhere", quiet=True)
+    assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()  # a mistake leaves nothing behind
 
 
 def test_another_config_in_the_same_workdir_is_refused(finished: um.Result) -> None:
@@ -211,12 +205,6 @@ def test_the_other_modes(mode: str, tmp_path: Path, capsys: pytest.CaptureFixtur
         made = np.load(tmp_path / "w" / "artifacts" / "predictions.npz")
         assert made["label"].shape == (359,)
         np.testing.assert_allclose(made["probabilities"].sum(-1), 1, atol=1e-5)
-
-
-def test_an_unwritable_workdir_fails_before_anything_compiles(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(um.SettingsError, match="cannot be written"):
-        um.run(config(), workdir=tmp_path / "file" / "w", quiet=True)
 
 
 def test_a_streamed_set_trains_the_same(finished: um.Result, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import stats
 
+from umbrella import workdir
 from umbrella.settings import SettingsError
-from umbrella.workdir import claim, config_hash, flatten, jsonable, over_seeds, plain, summarise, write_json
+from umbrella.workdir import config_hash, flatten, jsonable, over_seeds, plain, summarise, write_json
 
 SETTINGS = {"seed": 0, "train_for": "2 epochs", "model": {"name": "mlp", "hidden": (8, 4)}, "sam": {}}
 
@@ -38,12 +39,18 @@ def test_flatten() -> None:
 
 
 # ---- claim
+def claim(*args: Any) -> Path:
+    made = workdir.claim(*args)
+    made.lock.release()
+    return made.path
+
+
 def test_a_claim_makes_the_workdir_and_writes_the_config(tmp_path: Path) -> None:
     path = claim(tmp_path / "a" / "b", "mlp", SETTINGS)
     assert path == tmp_path / "a" / "b"
     wanted = SETTINGS | {"model": {"name": "mlp", "hidden": [8, 4]}}
     assert json.loads((path / "config.json").read_text()) == wanted
-    assert [p.name for p in path.iterdir()] == ["config.json"]
+    assert sorted(p.name for p in path.iterdir()) == [".lock", "config.json"]
 
 
 def test_a_claim_of_the_same_config_goes_on(tmp_path: Path) -> None:

@@ -91,50 +91,6 @@ def test_resizing_and_grey(folder):
     assert load(name=str(folder)).info["shape"] == (4, 6, 1)
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (lambda p: p.write_bytes(b""), "an empty file"),
-        (lambda p: p.write_bytes(p.read_bytes()[:40]), "no image that can be read"),
-        (lambda p: p.write_bytes(b"hello" * 20), "no image that can be read"),
-        (lambda p: Image.new("RGB", (5, 4)).save(p), "5x4 pixels and 3 channels, but .* 6x4 .* size="),
-        (lambda p: Image.new("I;16", (6, 4)).save(p), "8 bits per channel"),
-    ],
-)
-def test_a_bad_image_is_named(folder, damage, words, in_memory):
-    damage(folder / "plum" / "07.png")
-    with pytest.raises(SettingsError, match=words) as e:
-        data = load(name=str(folder), in_memory=in_memory)
-        for split in data[3:6]:
-            whole(split)
-    assert os.path.join("plum", "07.png") in str(e.value) and "\n" not in str(e.value)
-
-
-def test_colour_among_grey_is_an_error_not_a_loss(folder):
-    Image.new("L", (6, 4)).save(folder / "apple" / "00.png")
-    with pytest.raises(SettingsError, match="in colour in a set of grey"):
-        load(name=str(folder))
-
-
-def test_random_damage_of_an_image_gives_typed_errors_only(tmp_path):
-    from umbrella.data.images import decode
-
-    rng = np.random.default_rng(0)
-    for form in ("png", "jpeg", "gif", "bmp"):
-        path = tmp_path / f"a.{form}"
-        Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).save(path)
-        good = path.read_bytes()
-        for _ in range(100):
-            damaged = bytearray(good)
-            for at in rng.integers(0, len(good), 3):
-                damaged[at] = rng.integers(0, 256)
-            try:
-                assert decode(bytes(damaged), "a").dtype == np.uint8
-            except SettingsError as e:
-                assert "\n" not in str(e)
-
-
 def test_an_empty_class_folder_and_a_folder_of_nothing(folder, tmp_path):
     (folder / "quince").mkdir()
     with pytest.raises(SettingsError, match="quince: no images"):

@@ -149,61 +149,7 @@ def copied(source: pathlib.Path, tmp_path: pathlib.Path, name: str) -> pathlib.P
     return tmp_path / "copy"
 
 
-@needs_tfrecord
-@pytest.mark.parametrize("where", ["length", "record", "end"])
-def test_a_damaged_tfrecord_file_is_named(tmp_path, where):
-    base = copied(TFRECORD, tmp_path, "titanic")
-    (file,) = base.rglob("*.tfrecord-*")
-    content = bytearray(file.read_bytes())
-    if where == "end":
-        content = content[:-7]
-    else:
-        content[{"length": 0, "record": 100}[where]] ^= 1
-    file.write_bytes(bytes(content))
-    with pytest.raises(SettingsError, match="cut short|checksum") as e:
-        load(name="titanic", path=str(base))
-    assert file.name in str(e.value) and "\n" not in str(e.value)
-
-
-@needs_sets
-@pytest.mark.parametrize(
-    ("file", "content"),
-    [
-        ("*.array_record-*", b"\x00" * 100),
-        ("*.array_record-*", None),
-        ("features.json", b"{"),
-        ("dataset_info.json", b"[1]"),
-        ("dataset_info.json", b'{"splits": [], "fileFormat": "parquet"}'),
-    ],
-)
-def test_a_damaged_set_is_one_line(tmp_path, file, content):
-    base = copied(PREPARED, tmp_path, "titanic")
-    (path,) = base.rglob(file)
-    path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(SettingsError, match="prepare") as e:
-        load(name="titanic", path=str(base))
-    assert "titanic" in str(e.value) and "\n" not in str(e.value)
-
-
 # ------------------------------------------------------------------------------------------------------------ not there
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        (dict(name="mnist"), "run python -m umbrella.data prepare mnist"),
-        (dict(name="glue/sst2"), "run python -m umbrella.data prepare glue/sst2"),
-        (dict(name="digist"), "did you mean 'digits'"),
-        (dict(name="mnits"), "did you mean 'mnist'"),
-        (dict(name="zzzzzzzz"), "at hand: .*digits"),
-        (dict(name="../../no_such"), "no data set"),
-        (dict(name="no/such.csv"), "no such file"),
-        (dict(name="no/such.npz"), "no such file"),
-        (dict(name="mnist", path="/no/such/folder"), "no such folder"),
-    ],
-)
-def test_what_is_not_there_is_never_replaced(settings, words):
-    with pytest.raises(SettingsError, match=words) as e:
-        load(**settings)
-    assert "\n" not in str(e.value)
 
 
 # --------------------------------------------------------------------------------------------------------- command line
@@ -212,16 +158,6 @@ def test_list_and_describe(capsys):
     assert main(["describe", "iris"]) == 0
     out = capsys.readouterr().out
     assert load(name="iris").fingerprint in out and "float32[108, 4]" in out
-
-
-def test_prepare_without_tensorflow_says_what_to_install(capsys, monkeypatch):
-    import importlib.util
-
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "tensorflow" else found(n, *a))
-    assert main(["prepare", "mnist"]) == 2
-    err = capsys.readouterr().err
-    assert "pip install -e '.[prepare]'" in err and err.count("\n") == 1
 
 
 class Builder:

@@ -42,12 +42,12 @@ def variants() -> set[str]:
     return {v.removesuffix(":digits") for v in found}
 
 
-def test_every_config_has_a_case() -> None:
+def test_F62_every_config_has_a_case() -> None:
     assert variants() == set(CASES)
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
-def test_two_steps_and_a_resume(
+def test_F62_two_steps_and_a_resume(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tfds_dir()
@@ -69,7 +69,7 @@ def test_two_steps_and_a_resume(
 
 
 @pytest.mark.parametrize("case", [c for c in sorted(CASES) if ":" not in c])
-def test_the_written_config_builds_the_same_run(case: str, tmp_path: Path) -> None:
+def test_F62_the_written_config_builds_the_same_run(case: str, tmp_path: Path) -> None:
     """config.json is the config as resolved: building from it gives the same settings again."""
     config = cli.load_config(f"{ROOT}/configs/{case}")
     first = pipelines.build(config).settings
