@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.relative_to(ROOT)}")
     args = parser.parse_args()
 
-    rows = [*starts(), *loops(args.rounds), *flat()]
+    rows = [*starts(), *loops(args.rounds), *flat(), *saves()]
     table = "\n".join(
         ["| what | measured | rival | ratio |", "|---|---|---|---|", *(f"| {' | '.join(r)} |" for r in rows)]
     )
@@ -153,6 +153,44 @@ def _flat() -> None:
         session.train()
     early, late = next(s for s in seen if s[0] >= 2000), seen[-1]
     print(json.dumps({"compiled": late[1] - early[1], "grown_mb": late[2] - early[2]}))
+
+
+def saves() -> list[tuple[str, str, str, str]]:
+    """What a checkpoint costs: the loop that saves it, the thread that hashes it, the run that verifies it."""
+    found = _child("from benchmarks.__main__ import _saves; _saves()")
+    return [
+        ("save of 100 MB: the loop waits", f"{found['stall_ms']:.0f} ms", "target 50 ms", ""),
+        ("save of 100 MB: until it has its manifest, beside the loop", f"{found['background_ms']:.0f} ms", "", ""),
+        ("restore of 100 MB, every byte verified first", f"{found['restore_mb_s']:.0f} MB/s", "target 300 MB/s", ""),
+    ]
+
+
+def _saves(mb: int = 100, times: int = 7) -> None:
+    """Medians over saves of a state of random numbers; the first one, which compiles, is left out."""
+    import jax
+
+    from umbrella.checkpoint import Checkpoints
+
+    change = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    tree = {"params": {f"w{i}": jax.random.normal(jax.random.key(i), (mb * 25_000,)) for i in range(10)}}
+    stalls, background, restores = [], [], []
+    with tempfile.TemporaryDirectory() as folder, Checkpoints(Path(folder), keep=1) as checkpoints:
+        for step in range(times + 1):
+            tree = jax.block_until_ready(change(tree))
+            began = time.perf_counter()
+            checkpoints.save(step, tree, {})
+            saved = time.perf_counter()
+            tree = jax.block_until_ready(change(tree))  # donated while it is being written
+            checkpoints.wait()
+            stalls.append(saved - began)
+            background.append(time.perf_counter() - saved)
+        template = jax.eval_shape(lambda: tree)
+        for _ in range(times + 1):
+            began = time.perf_counter()
+            jax.block_until_ready(checkpoints.restore(template))
+            restores.append(time.perf_counter() - began)
+    told = {"stall_ms": 1e3 * np.median(stalls[1:]), "background_ms": 1e3 * np.median(background[1:])}
+    print(json.dumps(told | {"restore_mb_s": mb / np.median(restores[1:])}))
 
 
 def write(table: str) -> None:
