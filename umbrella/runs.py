@@ -236,8 +236,8 @@ class Session:
             schedule = self.experiment.settings["optimizer"]["schedule"]
             if before != now and schedule != "constant":
                 self._say(
-                    f"Note: train_for was {before!r}, is {now!r}; the {schedule} schedule is now that of the whole, so the "
-                    "learning rate goes on from another value than it had.",
+                    f"Note: train_for was {before!r}, is {now!r}; the {schedule} schedule is now that of the whole, "
+                    "so the learning rate goes on from another value than it had.",
                     say,
                 )
             return ts, step
