@@ -95,7 +95,11 @@ def test_fits_widens_inside_containers() -> None:
         ("rleu", Literal["relu", "tanh"], "did you mean 'relu'?"),
         ("zzz", Literal["relu", "tanh"], "one of: relu, tanh"),
         (True, Literal[1, 2], "True is not one of the choices"),
-        (8, tuple[Count, ...], "8 is int, wanted a tuple"),
+        (8, tuple[Count, ...], "8 is int, wanted a tuple such as (8,)"),
+        (0.5, tuple[Positive, ...], "0.5 is float, wanted a tuple such as (0.5,)"),
+        (1.0, tuple[float, float], "1.0 is float, wanted a tuple such as (0.5, 0.5)"),
+        (8, tuple[str, ...], "8 is int, wanted a tuple such as ('a', 'b')"),
+        (8, tuple, "8 is int, wanted a tuple such as ('a', 'b')"),
         ("ab", tuple[int, ...], "'ab' is text, wanted a tuple"),
         ((8, 0), tuple[Count, ...], "0 must be >= 1"),
         ((0.0, 1.0, 2.0), tuple[float, float], "has 3 entries, wanted 2"),
@@ -385,3 +389,10 @@ def test_a_duration_may_be_written_without_a_space() -> None:
 def test_the_last_share_is_the_end() -> None:
     """25 % of 3033 steps is 758.25; rounded up, four of them pass the end instead of stopping a step before it."""
     assert duration("25%").steps(batch_size=1, n_train=1, total=3033) == 759
+
+
+@pytest.mark.parametrize("text", ["1e308 epochs", "1e308 %"])
+def test_a_duration_beyond_what_a_float_holds_is_one_line(text: str) -> None:
+    """1e308 epochs of 100 steps, or 1e308 % of 1e4 steps, are infinite as a float, which no integer is."""
+    with pytest.raises(SettingsError, match=r"^1e\+308 (epochs|%) are more steps than can be counted$"):
+        duration(text).steps(batch_size=10, n_train=1000, total=10**4)

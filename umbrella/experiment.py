@@ -10,11 +10,16 @@ from umbrella.settings import Cadence, Count, Length, Natural, SettingsError, du
 from umbrella.step import Step
 
 MOST_STEPS = 2**31 - 2  # `TrainState.step` is i32
+SEEDS = 2**32  # a random key is made of 32 bits of its seed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """The keys that every config has."""
+    """The keys that every config has.
+
+    Raises:
+      SettingsError: a seed, `seed` to `seed + seeds - 1`, is not below 2^32: it would draw what a smaller one draws.
+    """
 
     pipeline: str  # a module of umbrella.pipelines
     batch_size: Count
@@ -32,6 +37,11 @@ class RunSettings:
     eval_batch_size: Count | None = None  # batch_size when None
     workers: Natural = 2  # processes that read a set that does not lie in memory
     baselines: bool = True  # whether to fit the rivals that are printed beside the result
+
+    def __post_init__(self) -> None:
+        if self.seed + self.seeds > SEEDS:
+            last = f" + {self.seeds - 1}" if self.seeds > 1 else ""
+            raise SettingsError(f"config.seed: {self.seed}{last} is too large; seeds are below 2^32 ({SEEDS:,})")
 
 
 class Durations(NamedTuple):

@@ -60,7 +60,11 @@ class Duration(NamedTuple):
     unit: str  # "steps" | "epochs" | "examples" | "%" | "never"
 
     def steps(self, *, batch_size: int, n_train: int, total: int | None = None) -> int:
-        """Whole steps, at least 1; 0 for "never". `total` is the length of the run in steps, which "%" needs."""
+        """Whole steps, at least 1; 0 for "never". `total` is the length of the run in steps, which "%" needs.
+
+        Raises:
+          SettingsError: a percentage without `total`, or more steps than a float can hold.
+        """
         if self.unit == "never":
             return 0
         if self.unit == "%" and total is None:
@@ -71,8 +75,11 @@ class Duration(NamedTuple):
             "examples": 1 / batch_size,
             "%": (total or 0) / 100,
         }[self.unit]
+        exact = self.amount * per_unit
+        if not math.isfinite(exact):
+            raise SettingsError(f"{self.amount:g} {self.unit} are more steps than can be counted")
         # Shares are rounded up, so that the last of four quarters is the end of the run and not the step before it.
-        return max(1, (math.ceil if self.unit == "%" else round)(self.amount * per_unit))
+        return max(1, (math.ceil if self.unit == "%" else round)(exact))
 
 
 _UNITS = {"steps": "steps", "epochs": "epochs", "examples": "examples", "%": "%", "percent": "%"}
@@ -175,12 +182,21 @@ def _fits_tuple(value: Any, args: tuple) -> tuple:
     if isinstance(value, str) and args == (str, Ellipsis):  # one word, or several with commas
         value = tuple(w.strip() for w in value.split(",") if w.strip())
     if not isinstance(value, tuple | list):
-        raise TypeError(f"{value!r} is {_kind(value)}, wanted a tuple such as ('a', 'b')")
+        raise TypeError(f"{value!r} is {_kind(value)}, wanted a tuple such as {_example(args)}")
     if len(args) == 2 and args[1] is Ellipsis:
         return tuple(fits(v, args[0]) for v in value)
     if args and len(args) != len(value):
         raise TypeError(f"{value!r} has {len(value)} entries, wanted {len(args)}")
     return tuple(fits(v, a) for v, a in zip(value, args, strict=True)) if args else tuple(value)
+
+
+def _example(args: tuple) -> str:
+    """A tuple of the kind that is wanted, as it is written in a config."""
+    one = {"int": "8", "float": "0.5"}
+    kinds = args[:1] if args[1:] == (Ellipsis,) else args
+    if not any(_words(a) in one for a in kinds):
+        return "('a', 'b')"
+    return f"({', '.join(one.get(_words(a), repr('a')) for a in kinds)}{',' if len(kinds) == 1 else ''})"
 
 
 def _fits_mapping(value: Any, args: tuple) -> dict:
