@@ -6,8 +6,10 @@ every example once, no batch is partial, a batch may straddle two epochs, and go
 the step.
 """
 
+import collections
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
@@ -160,13 +162,56 @@ def _stacked(slot: Callable[[int, int], Slot], seeds: tuple[int, ...], step: int
     return slots[0] if len(slots) == 1 else {k: np.stack([s[k] for s in slots]) for k in slots[0]}
 
 
-@functools.lru_cache(maxsize=64)  # 64 seeds side by side before one is drawn twice
 def _permutation(seed: int, n: int, epoch: int) -> np.ndarray:
+    """i32[n] or i64[n], read-only: the order of one epoch."""
     if seed < 0:
         raise SettingsError(f"seed={seed}: must be >= 0")
-    shuffled = np.random.default_rng([seed, epoch]).permutation(n).astype(np.int32 if n < 2**31 else np.int64)
-    shuffled.setflags(write=False)
-    return shuffled
+    return _KEPT.get(seed, n, epoch)
+
+
+class _Permutations:
+    """The permutations that were used last, so that a step costs a slice and not a shuffle.
+
+    At most `most` of them and at most `budget` bytes; but the newest of each of the last `seeds` seeds of the set that
+    is being read stays whatever its size: seeds that run side by side would draw all of theirs again at every step.
+    """
+
+    def __init__(self, budget: int, seeds: int = 64, most: int = 256):
+        self.nbytes = 0
+        self._budget, self._seeds, self._most = budget, seeds, most
+        self._kept: collections.OrderedDict[tuple[int, int, int], np.ndarray] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, seed: int, n: int, epoch: int) -> np.ndarray:
+        key = (seed, n, epoch)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+            shuffled = np.random.default_rng([seed, epoch]).permutation(n).astype(np.int32 if n < 2**31 else np.int64)
+            shuffled.setflags(write=False)
+            self._kept[key] = shuffled
+            self.nbytes += shuffled.nbytes
+            if self._full():
+                self._shrink(n)
+            return shuffled
+
+    def _full(self) -> bool:
+        return self.nbytes > self._budget or len(self._kept) > self._most
+
+    def _shrink(self, n: int) -> None:
+        newest: dict[int, tuple[int, int, int]] = {}
+        for key in reversed(self._kept):  # from the last use to the first
+            if key[1] == n and len(newest) < self._seeds:
+                newest.setdefault(key[0], key)
+        needed = set(newest.values())
+        for key in [k for k in self._kept if k not in needed]:
+            if not self._full():
+                return
+            self.nbytes -= self._kept.pop(key).nbytes
+
+
+_KEPT = _Permutations(budget=32 * 2**20)
 
 
 def _check(source: Source, batch_size: int) -> None:
