@@ -60,33 +60,29 @@ def read_csv(path: pathlib.Path, *, target: str | None) -> Found:
 def read_npz(path: pathlib.Path) -> Found:
     """Arrays x and y, or x_train, y_train and x_test, y_test (and x_validation, y_validation); others keep their name.
 
-    u8[N, H, W] or u8[N, H, W, C] are images. Whole-numbered y are labels, counted from 0; other numbers are targets.
+    x and y beside x_test and y_test are the training split. u8[N, H, W] or u8[N, H, W, C] are images. Whole-numbered y
+    are labels, counted from 0 (there are as many classes as the training split needs); other numbers are targets.
 
     Raises:
-      SettingsError: no npz, cut short, pickled objects, x or y missing, different lengths, a negative label, NaN.
+      SettingsError: no npz, cut short, pickled objects, x or y missing, different lengths, NaN; a label that is
+        negative, does not fit into 32 bits or is none of the training split's; splits of different kinds.
     """
     arrays = _load(path)
-    parts = {"train": "_train", "validation": "_validation", "test": "_test"}
-    if "x" in arrays or "y" in arrays:
-        splits = {"train": arrays}
-    else:
-        splits = {k: {n.removesuffix(s): v for n, v in arrays.items() if n.endswith(s)} for k, s in parts.items()}
-        splits = {k: v for k, v in splits.items() if v or k == "train"}
-    for split, columns in splits.items():
-        for name in ("x", "y"):
-            if name not in columns:
-                full = name if "x" in arrays or "y" in arrays else f"{name}{parts[split]}"
-                raise SettingsError(f"{path}: no array {full!r}; it has {', '.join(sorted(arrays)) or 'nothing'}")
+    splits = {}
+    for split, columns in _splits(path, arrays).items():
         splits[split] = {k: _column(v, f"{path}: {k} ({split})") for k, v in columns.items()}
-    y = splits["train"]["y"]
-    labels = y.dtype.kind in "iub" and y.ndim == 1
-    classes = int(max(v["y"].max(initial=0) for v in splits.values())) + 1 if labels else None
-    x = splits["train"]["x"]
-    image = x.dtype == np.uint8 and x.ndim in (3, 4)
+    x, y = splits["train"]["x"], splits["train"]["y"]
+    labels, image = _whole(y), x.dtype == np.uint8 and x.ndim in (3, 4)
     for split, columns in splits.items():
-        if labels and len(columns["y"]) and columns["y"].min() < 0:
-            row = int(np.argmin(columns["y"]))
-            raise SettingsError(f"{path}: y ({split}), row {row}: label {columns['y'][row]} is below 0")
+        # Bytes beside fractions: one of the two would be divided by 255 and the other not.
+        if (columns["x"].dtype == np.uint8) != (x.dtype == np.uint8):
+            raise SettingsError(f"{path}: x ({split}) is {columns['x'].dtype}, x (train) {x.dtype}; save both alike")
+        if labels and not _whole(columns["y"]):
+            raise SettingsError(
+                f"{path}: y ({split}) is {_words(columns['y'])}, but y (train) holds labels; save whole numbers"
+            )
+    classes = _count(path, splits) if labels else None
+    for split, columns in splits.items():
         if image and columns["x"].ndim == 3:
             columns["x"] = columns["x"][..., None]
         if not image and columns["x"].dtype.kind in "iub":
@@ -184,6 +180,54 @@ def _load(path: pathlib.Path) -> Columns:
         if "allow_pickle" in str(e):
             raise SettingsError(f"{path}: holds pickled objects, which can run code; save plain arrays") from None
         raise SettingsError(f"{path}: no npz file that can be read ({said(e)})") from None
+
+
+def _splits(path: pathlib.Path, arrays: Columns) -> dict[str, Columns]:
+    """{split: its columns, by names without a suffix}, every split with x and y."""
+    ends = {"train": "_train", "validation": "_validation", "test": "_test"}
+    plain = "x" in arrays or "y" in arrays
+    official = any(f"{name}{end}" in arrays for name in "xy" for end in ends.values())
+    if plain and any(f"{name}_train" in arrays for name in "xy"):
+        raise SettingsError(f"{path}: {', '.join(sorted(arrays))}: which are trained on? Leave out x and y, or *_train")
+    if official:
+        splits = {k: {n.removesuffix(e): v for n, v in arrays.items() if n.endswith(e)} for k, e in ends.items()}
+        if plain:
+            splits["train"] = {n: v for n, v in arrays.items() if not n.endswith(tuple(ends.values()))}
+    else:
+        splits = {"train": arrays if plain else {}}
+    splits = {k: v for k, v in splits.items() if v or k == "train"}
+    for split, columns in splits.items():
+        for name in ("x", "y"):
+            if name not in columns:
+                full = name if plain and split == "train" else f"{name}{ends[split]}"
+                raise SettingsError(f"{path}: no array {full!r}; it has {', '.join(sorted(arrays)) or 'nothing'}")
+    return splits
+
+
+def _whole(y: np.ndarray) -> bool:
+    """Whether these are labels."""
+    return y.dtype.kind in "iub" and y.ndim == 1
+
+
+def _words(y: np.ndarray) -> str:
+    return f"{y.dtype}[{', '.join(map(str, y.shape))}]"
+
+
+def _count(path: pathlib.Path, splits: dict[str, Columns]) -> int:
+    """How many classes the training labels count; every label of every split is one of them."""
+    most = np.iinfo(np.int32).max
+    classes = int(splits["train"]["y"].max(initial=0)) + 1
+    for split, columns in splits.items():
+        y = columns["y"]
+        for bad, why in (
+            (y < 0, "is below 0"),
+            (y > most, "does not fit into 32 bits; number the classes from 0"),
+            (y >= classes, f"is none of the {classes} classes of y (train)"),
+        ):
+            if bad.any():
+                row = int(np.argmax(bad))
+                raise SettingsError(f"{path}: y ({split}), row {row}: label {y[row]} {why}")
+    return classes
 
 
 def _check_size(path: pathlib.Path, z: zipfile.ZipFile) -> None:
