@@ -46,6 +46,16 @@ def read(name: str, data_dir: str | None, *, size: int | None, in_memory: bool |
     return Found(where, key, dict(splits), about)
 
 
+def resizes(name: str, data_dir: str | None) -> bool:
+    """Whether `size` does something to a prepared set: it has images of bytes, or does not say what it has.
+
+    Raises:
+      SettingsError: it is not on disk.
+    """
+    images = _images(place(name, data_dir))
+    return images is None or any(i.get("dtype", "uint8") == "uint8" for i in images)
+
+
 def default_dir(data_dir: str | None = None) -> pathlib.Path:
     """Where prepared sets lie: data_dir, $TFDS_DATA_DIR or ~/tensorflow_datasets."""
     return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
@@ -131,14 +141,24 @@ def _decoded_bytes(root: pathlib.Path, meta: dict[str, Any], size: int | None) -
     """About how much memory the decoded set takes. Needs no import: features.json has the shapes."""
     rows = sum(int(n) for s in meta["splits"] for n in s.get("shardLengths", []))
     stored = sum(int(s.get("numBytes", 0)) for s in meta["splits"])
+    images = _images(root)
+    if images is None:
+        return stored
     try:
-        features = json.loads((root / "features.json").read_text())["featuresDict"]["features"]
-        images = [f["image"]["shape"] for f in features.values() if "image" in f]
-        shapes = [[int(d) for d in shape.get("dimensions", [])] for shape in images]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        shapes = [[int(d) for d in i["shape"].get("dimensions", [])] for i in images]
+    except (ValueError, KeyError, TypeError, AttributeError):
         return stored
     pixels = sum(size * size * 3 if size else int(np.prod(s)) if s and min(s) > 0 else 2**18 for s in shapes)
     return stored + rows * pixels
+
+
+def _images(root: pathlib.Path) -> list[dict[str, Any]] | None:
+    """What features.json says of the features that are images; None where it says nothing that can be read."""
+    try:
+        features = json.loads((root / "features.json").read_text())["featuresDict"]["features"]
+        return [dict(f["image"]) for f in features.values() if "image" in f]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _whole(source: Source) -> Columns:

@@ -32,13 +32,14 @@ def load(
       validation: the share of train to hold out, in [0, 1), when the set has no official validation split.
       split_seed: chooses those rows. The 20 % test split of a set without an official one does not depend on it.
       in_memory: True decodes everything now, False reads lazily, None decides by size (2 GiB decoded). Tables and
-        scikit-learn's sets are always in memory.
+        scikit-learn's sets are always in memory, so False is refused.
       cache: keep decoded images on disk (see umbrella.data.cache), so that the next start is instant.
-      target: the target column of a .csv file.
-      size: resize images to size x size.
+      target: the target column of a .csv file; refused for anything else.
+      size: resize images to size x size: those of a folder and of TensorFlow Datasets; refused for anything else.
 
     Raises:
-      SettingsError: one line that says what is wrong and what to do. A set that is not there is never replaced.
+      SettingsError: one line that says what is wrong and what to do, a setting that this set does not take among it. A
+        set that is not there is never replaced.
     """
     if split_seed < 0:
         raise SettingsError(f"split_seed={split_seed}: must be >= 0")
@@ -55,18 +56,41 @@ def _find(
     name: str, path: str | None, *, in_memory: bool | None, cache: bool, target: str | None, size: int | None
 ) -> Found:
     if name in bundled.NAMES and path is None:
+        _refuse(name, "comes with scikit-learn", target=target, size=size, in_memory=in_memory)
         return bundled.read(name)
     place = pathlib.Path(path if path is not None else name).expanduser()
     suffix = place.suffix.lower()
     if suffix in (".csv", ".npz"):
         if not place.is_file():
             raise SettingsError(f"{place}: no such file")
-        return tables.read_csv(place, target=target) if suffix == ".csv" else tables.read_npz(place)
+        if suffix == ".csv":
+            _refuse(place, "is a table", size=size, in_memory=in_memory)
+            return tables.read_csv(place, target=target)
+        _refuse(place, "is an .npz file", target=target, size=size, in_memory=in_memory)
+        return tables.read_npz(place)
     if path is not None and not place.is_dir():
         raise SettingsError(f"{place}: no such folder, and neither a .csv nor a .npz file")
     if place.is_dir() and not (path is not None and prepared.is_prepared(name, place)):
         if folders.is_image_folder(place):
+            _refuse(place, "is a folder of images", target=target)
             return folders.read(place, size=size, in_memory=in_memory, cache=cache)
         if path is None:
             raise SettingsError(f"{place}: a folder without class folders of images in it")
+    _refuse(name, "is a prepared set", target=target)
+    if size is not None and not prepared.resizes(name, path):
+        _refuse(name, "is a prepared set without images", size=size)
     return prepared.read(name, path, size=size, in_memory=in_memory, cache=cache)
+
+
+_WORDS = {
+    "target": "that names the target column of a .csv file",
+    "size": "that resizes the images of a folder or of a prepared set",
+    "in_memory": "it is always in memory",
+}
+
+
+def _refuse(what: object, kind: str, **settings: object) -> None:
+    """Raises SettingsError for the first setting that was given and that this reader would pass over."""
+    for key, value in settings.items():
+        if value is not None and not (key == "in_memory" and value is True):
+            raise SettingsError(f"{what} {kind} and takes no {key}={value!r}: {_WORDS[key]}; leave it out")
