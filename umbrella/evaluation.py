@@ -1,12 +1,13 @@
 """The only evaluation pass. A robust metric is a transformed objective, not another pass. Floor 4."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from umbrella.metrics import Collect, merge
 from umbrella.objective import Array, Batch, Ctx, Objective, PyTree, State, View
@@ -22,6 +23,7 @@ def evaluate(
     *,
     frozen: PyTree | None = None,
     lanes: int | None = None,
+    put: Callable[[Batch], Batch] | None = None,
 ) -> dict[str, Any]:
     """The metrics of an objective over all batches, in evaluation mode.
 
@@ -29,6 +31,8 @@ def evaluate(
       view: parameters and state, with a leading axis [K] on every leaf when lanes is K.
       batches: dicts of arrays, all of one shape; the last is padded, with mask 0 on the padding. One compilation.
       key: batch i draws from fold_in(key, i), the same for every lane. Noise therefore depends on the size of a batch.
+      put: places a batch, such as `umbrella.parallel.Placement.rows`: without it each of several devices computes all
+        rows, with it each computes its share. The view must then be replicated over the same devices.
 
     Returns:
       name -> float (or what the metric's compute gives); a list of K of them with lanes. Sums are kept in float64.
@@ -39,16 +43,18 @@ def evaluate(
     frozen = {} if frozen is None else frozen
     total: dict[str, Any] = {}
     rows: dict[str, list[Any]] = {}
-    sums = carry = None
+    sums = carry = where = None
     for i, batch in enumerate(batches):
         at = jax.random.fold_in(key, i)
+        batch = dict(batch) if put is None else dict(put(batch))
         if sums is None:
-            sums, carry = _zeros(objective, batch, view, frozen, at, lanes)
-        sums, carry, kept = _pass(objective, sums, carry, view, frozen, dict(batch), at, lanes is not None)
+            where = None if put is None else _places(batch, lanes)
+            sums, carry = _placed(_zeros(objective, batch, view, frozen, at, lanes), where)
+        sums, carry, kept = _pass(objective, sums, carry, view, frozen, batch, at, lanes is not None, where)
         for name, state in kept.items():
             rows.setdefault(name, []).append(jax.device_get(state))
         if (i + 1) % FLUSH == 0:
-            total, sums = _flush(total, sums), jax.tree.map(jnp.zeros_like, sums)
+            total, (sums, _) = _flush(total, sums), _placed((jax.tree.map(jnp.zeros_like, sums), {}), where)
     if sums is None:
         raise ValueError("nothing to evaluate: there is no batch")
     total = _flush(total, sums)
@@ -61,9 +67,34 @@ def evaluate(
     }
 
 
-@partial(jax.jit, static_argnames=("objective", "lanes"), donate_argnames=("sums", "carry"))
+Places = tuple[NamedSharding, NamedSharding]  # of the sums, replicated; of the carry, sharded by rows
+
+
+def _places(batch: Batch, lanes: int | None) -> Places | None:
+    """Where sums and carry lie when the batch is spread over a mesh; None when it lies on one device."""
+    on = next(iter(jax.tree.leaves(batch))).sharding
+    if not isinstance(on, NamedSharding):
+        return None
+    lead = () if lanes is None else (None,)
+    return NamedSharding(on.mesh, PartitionSpec()), NamedSharding(on.mesh, PartitionSpec(*lead, *on.spec[:1]))
+
+
+def _placed(trees: tuple[Any, Any], where: Places | None) -> tuple[Any, Any]:
+    """(sums, carry) there; inside of a program a constraint, so that what comes out can go in again as it is."""
+    return trees if where is None else (jax.device_put(trees[0], where[0]), jax.device_put(trees[1], where[1]))
+
+
+@partial(jax.jit, static_argnames=("objective", "lanes", "where"), donate_argnames=("sums", "carry"))
 def _pass(
-    objective: Objective, sums: Any, carry: State, view: View, frozen: PyTree, batch: Batch, key: Array, lanes: bool
+    objective: Objective,
+    sums: Any,
+    carry: State,
+    view: View,
+    frozen: PyTree,
+    batch: Batch,
+    key: Array,
+    lanes: bool,
+    where: Places | None = None,
 ) -> tuple[Any, State, dict[str, Any]]:
     def one(sums: Any, carry: State, view: View) -> tuple[Any, State, dict[str, Any]]:
         told, state = _metrics(objective, view, carry, frozen, batch, key)
@@ -71,7 +102,8 @@ def _pass(
         keep = {k: v for k, v in told.items() if isinstance(v, Collect)}
         return merge(sums, add), {k: v for k, v in state.items() if k == "carry"}, keep
 
-    return (jax.vmap(one) if lanes else one)(sums, carry, view)
+    new_sums, new_carry, kept = (jax.vmap(one) if lanes else one)(sums, carry, view)
+    return *_placed((new_sums, new_carry), where), kept
 
 
 def _metrics(

@@ -1,7 +1,7 @@
 """The mesh, and where arrays lie on it. Floor 4."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -27,18 +27,35 @@ def check_divides(batch_size: int, on: Mesh) -> None:
         )
 
 
-class Placement:
-    """Where the state, the resident data and a slot lie. On one device it does nothing but `device_put`.
+def rounded(rows: int, devices: int | None = None) -> int:
+    """The smallest number of rows, at least `rows`, that the devices can share evenly; for batches that are padded.
 
-    Everything is replicated but what is per example: slots, and the state's scope "carry", are sharded over "data".
+    >>> rounded(500, 8), rounded(512, 8), rounded(3, 1)
+    (504, 512, 3)
+    """
+    n = jax.device_count() if devices is None else devices
+    return -(-rows // n) * n
+
+
+class Placement:
+    """Where the state, the resident data, slots and evaluation batches lie. On one device it is `device_put` alone.
+
+    Everything is replicated but what is per example: slots, evaluation batches, and the state's scope "carry" are
+    sharded over "data".
+
+    Args:
+      on: a mesh with the axis "data".
+      lanes: as in `umbrella.step.program`. The carry has an axis of lanes unless None, a slot only under "own".
+      steps: how many steps a slot is for; they are its axis after that of the lanes when there are several.
     """
 
-    def __init__(self, on: Mesh, *, lanes: bool = False, steps: int = 1):
+    def __init__(self, on: Mesh, *, lanes: Literal["own", "shared"] | None = None, steps: int = 1):
         self.mesh = on
         self.alone = on.size == 1
-        lead = (None,) * (int(lanes) + int(steps > 1))
-        self._rows = NamedSharding(on, PartitionSpec(*lead, "data"))
-        self._carry = NamedSharding(on, PartitionSpec(*(None,) * int(lanes), "data"))
+        lead = (None,) * (int(lanes == "own") + int(steps > 1))
+        self._slot = NamedSharding(on, PartitionSpec(*lead, "data"))
+        self._carry = NamedSharding(on, PartitionSpec(*(None,) * int(lanes is not None), "data"))
+        self._rows = NamedSharding(on, PartitionSpec("data"))
         self._all = NamedSharding(on, PartitionSpec())
         self._device = on.devices.flat[0]
 
@@ -55,7 +72,11 @@ class Placement:
         return jax.device_put(tree, self._device if self.alone else self._all)
 
     def slot(self, slot: PyTree) -> PyTree:
-        return jax.device_put(slot, self._device if self.alone else self._rows)
+        return jax.device_put(slot, self._device if self.alone else self._slot)
+
+    def rows(self, batch: PyTree) -> PyTree:
+        """A batch of rows, which the devices must divide: the `put=` of `umbrella.evaluation.evaluate`."""
+        return jax.device_put(batch, self._device if self.alone else self._rows)
 
     def jit(self, ts: TrainState, *, sums: bool = False) -> Callable[..., Any]:
         """The `jit=` of `umbrella.step.train_step` for a state like ts; of `umbrella.loop.compile_step` with sums."""
@@ -64,5 +85,5 @@ class Placement:
         state = self.state_shardings(ts)
         carried = (state, self._all) if sums else (state,)
         return lambda fn, **kw: jax.jit(
-            fn, in_shardings=(*carried, self._all, self._all, self._rows), out_shardings=(state, self._all), **kw
+            fn, in_shardings=(*carried, self._all, self._all, self._slot), out_shardings=(state, self._all), **kw
         )

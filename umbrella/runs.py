@@ -107,7 +107,7 @@ class Session:
         self.lanes = run.seeds if run.seeds > 1 else None
         self.mesh = parallel.mesh()
         parallel.check_divides(run.batch_size, self.mesh)
-        self.place = parallel.Placement(self.mesh, lanes=self.lanes is not None)
+        self.place = parallel.Placement(self.mesh, lanes=self.mode_of_lanes)
         self.frozen = self.place.replicated(self.experiment.frozen)
         self.workdir, self._lock, self._is_new = claim(workdir, self.name, self.experiment.settings)
         try:
@@ -398,7 +398,10 @@ class Session:
     def _evaluate(self, name: str, view: View) -> dict[str, Any]:
         told = self.experiment.evals[name]
         key = jax.random.key(EVAL_KEY)
-        out = evaluate(told.objective, view, told.batches, key, frozen=self.experiment.frozen, lanes=self.lanes)
+        put = None if self.place.alone else self.place.rows
+        out = evaluate(
+            told.objective, view, told.batches, key, frozen=self.experiment.frozen, lanes=self.lanes, put=put
+        )
         return {k: np.asarray(v) if self.lanes else v for k, v in out.items()}
 
     def evaluate_all(self, ts: TrainState) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from umbrella import data, optim, settings, transforms
+from umbrella import data, optim, parallel, settings, transforms
 from umbrella.experiment import Durations, Evaluation, Experiment, RunSettings
 from umbrella.gradients import grad_of, microbatch
 from umbrella.objective import Array, Batch, Objective, Params, State, Transform, View, chain
@@ -140,7 +140,7 @@ def evaluations(
     plain: Objective,
 ) -> dict[str, Evaluation]:
     """The plain objective on validation and on as many training examples, and every named evaluation on test."""
-    size = run.eval_batch_size or run.batch_size
+    size = parallel.rounded(run.eval_batch_size or run.batch_size)  # batches are padded anyway
     out = {}
     if n := len(dataset.validation):
         part = data.Rows(dataset.train, np.arange(min(n, len(dataset.train))))
