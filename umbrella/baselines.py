@@ -1,14 +1,45 @@
 """The rivals that are printed beside a result: methods without a neural network, on the same split. Floor 4."""
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
+from umbrella.data import Arrays, Source, sample
+
 LARGE = 20_000  # rows: above, logistic regression is fitted on a part of the training set, and its name says so
+ROOM = 2**27  # numbers in x: no more are read of a split that does not lie in memory
+
+Told = dict[str, dict[str, float]]
+Columns = dict[str, np.ndarray]
 
 
-def classification(
-    train: dict[str, np.ndarray], test: dict[str, np.ndarray], scale: float
-) -> dict[str, dict[str, float]]:
+def on_parts(fit: Callable[[Columns, Columns], Told], train: Source, test: Source) -> Told:
+    """fit(train, test) on all rows of splits in memory; of a split that is streamed, on a random part of bounded size.
+
+    The names then say so: "majority class (on 20,000 rows)", or "(on 20,000 rows, tested on 5,000)".
+
+    Args:
+      fit: (train, test) -> name -> metric -> value.
+      train, test: sources with the column x.
+    """
+    columns, rivals = part(train), part(test)
+    (n, m), whole = (len(columns["x"]), len(rivals["x"])), (len(train), len(test))
+    told = [f"on {n:,} rows"] * (n < whole[0]) + [f"tested on {m:,}"] * (m < whole[1])
+    note = f" ({', '.join(told)})" if told else ""
+    return {f"{name}{note}": metrics for name, metrics in fit(columns, rivals).items()}
+
+
+def part(source: Source) -> Columns:
+    """All rows of a source in memory; of any other a random part of at most LARGE rows and ROOM numbers in x."""
+    n = len(source)
+    if isinstance(source, Arrays):
+        return source.__getitems__(np.arange(n))
+    size = source.__getitems__(np.zeros(1, np.int64))["x"].size
+    return source.__getitems__(sample(n, min(LARGE, max(1, ROOM // size))))
+
+
+def classification(train: Columns, test: Columns, scale: float) -> Told:
     """Accuracy on test of the majority class, the nearest of 3 neighbours, and logistic regression on the pixels.
 
     Args:
@@ -34,7 +65,7 @@ def classification(
 
 def binary_images(
     train: NDArray[np.floating], test: NDArray[np.floating], *, components: int = 50, rounds: int = 30
-) -> dict[str, dict[str, float]]:
+) -> Told:
     """-log p in nats per binarised test image under independent pixels and under a mixture of Bernoullis (EM).
 
     Both sets are binarised once, at random, from grey values in [0, 1]. The likelihoods are exact, so they compare
@@ -63,7 +94,7 @@ def binary_images(
     }
 
 
-def byte_images(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> dict[str, dict[str, float]]:
+def byte_images(train: NDArray[np.uint8], test: NDArray[np.uint8]) -> Told:
     """-log p in nats and bits per dimension of a test image: pixels alone, and each given the one to its left.
 
     Both count how often each of the 256 values occurs, by Laplace's rule of half a count: of every pixel by itself, and

@@ -9,7 +9,7 @@ Importing this package reads no data, imports neither scikit-learn nor TensorFlo
 """
 
 from umbrella.data.reading import load
-from umbrella.data.sources import Arrays, Dataset, Rows, Source
+from umbrella.data.sources import Arrays, Dataset, Rows, Source, sample
 from umbrella.data.splits import overlap
 from umbrella.data.streams import Data, batches, in_memory, order, streaming
 
@@ -24,5 +24,6 @@ __all__ = [
     "load",
     "order",
     "overlap",
+    "sample",
     "streaming",
 ]

@@ -102,6 +102,15 @@ class Rows:
         return self.source.column(name)[self.indices]
 
 
+def sample(n: int, count: int) -> np.ndarray:
+    """i64[min(n, count)]: rows of n, drawn at random without replacement, the same every time, in increasing order.
+
+    >>> sample(3, 5).tolist(), len(sample(1000, 5))
+    ([0, 1, 2], 5)
+    """
+    return np.sort(np.random.default_rng([0, 3]).permutation(n)[:count])  # splits draw from [0, 1] and [seed, 2]
+
+
 class Found(NamedTuple):
     """What a reader found, before anything is held out."""
 
