@@ -91,3 +91,4 @@ class Experiment(NamedTuple):
     rolls_back: bool  # after a loss that is not finite: on from the last checkpoint, past the bad batch
     objective: Objective  # the training objective, for notebooks
     settings: dict[str, Any]  # as resolved, every key
+    notes: tuple[str, ...] = ()  # plain lines for whoever starts the run: what was left out, and why

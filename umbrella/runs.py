@@ -128,6 +128,8 @@ class Session:
         self._validated = -1  # the step of the last validation
         self._writers = Writers()
         self._compiled_in_hooks = 0.0
+        for note in self.experiment.notes:
+            self._say(note)
 
     def __enter__(self) -> "Session":
         return self

@@ -9,7 +9,8 @@ import numpy as np
 from umbrella import data, optim, parallel, settings, transforms
 from umbrella.experiment import Durations, Evaluation, Experiment, RunSettings
 from umbrella.gradients import grad_of, microbatch
-from umbrella.objective import Array, Batch, Objective, Params, State, Transform, View, chain
+from umbrella.objective import Array, Batch, Objective, Params, State, Transform, View, chain, map_params
+from umbrella.pipelines import _scopes
 from umbrella.settings import Count, Fraction
 from umbrella.step import ema, guard, then, update
 
@@ -59,11 +60,26 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
     p = problem(dataset, log, **own)
     sections = {k: v for k, v in config.items() if isinstance(v, Mapping)}
 
-    def made(names: tuple[str, ...]) -> Objective:
-        techniques = transforms.build(names, sections, log=log, base=p.base, **p.context)
-        return chain(p.outer, *techniques)(p.base)
+    def made(names: tuple[str, ...]) -> tuple[Transform, ...]:
+        return transforms.build(names, sections, log=log, base=p.base, **p.context)
 
-    train = made(common.techniques)
+    techniques = made(common.techniques)
+    train = chain(p.outer, *techniques)(p.base)
+    rows = one_row(dataset, p.columns)
+    scopes = _scopes.check("techniques", common.techniques, techniques, log, p.outer, p.base, rows)
+    for scope in common.trainable:
+        _scopes.find("trainable", scope, scopes)
+
+    def evaluated(names: tuple[str, ...], at: str) -> Objective:
+        """Of what is trained: every technique of an evaluation sees the parameters that training resolves to."""
+        own = made(names)
+        refuse_twice(at, names, own, common.techniques, sections, p.base)
+        if more := set(_scopes.check(at, names, own, log, p.outer, p.base, rows)) - set(scopes):
+            raise settings.SettingsError(
+                f"config.{at}: needs the parameters {', '.join(sorted(more))}, which config.techniques does not make"
+            )
+        return chain(map_params(train.resolve, name="resolve"), p.outer, *own)(p.base)
+
     optimizer = settings.call(
         optim.build,
         common.optimizer,
@@ -81,6 +97,10 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
         step = then(step, ema(common.ema))
     step = guard(step, "skip" if common.on_nonfinite == "skip" else "halt")
 
+    # Nothing can be said of a split without labels where the task is to tell them.
+    hidden = tuple(dataset.info["hidden"]) if "y" in p.columns else ()
+    on_test = {n: evaluated(t, f"evals.{n}") for n, t in common.evals.items()}
+
     return Experiment(
         run=run,
         durations=durations,
@@ -89,10 +109,10 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
         init=train.init,
         step=step,
         frozen={},
-        evals=evaluations(dataset, p.columns, run, {n: made(t) for n, t in common.evals.items()}, made(())),
+        evals=evaluations(dataset, p.columns, run, on_test, evaluated((), "techniques"), hidden),
         artifacts=p.artifacts(train.resolve),
         predict=p.predict(train.resolve),
-        baselines=p.baselines,
+        baselines=dict if "test" in hidden else p.baselines,
         better=p.better,
         rolls_back=common.on_nonfinite == "rollback",
         objective=train,
@@ -104,6 +124,7 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
             "data": settings.check(data.load, common.data, "data."),
             **log,
         },
+        notes=tuple(map(withheld, (s for s in ("validation", "test") if s in hidden))),
     )
 
 
@@ -138,17 +159,56 @@ def evaluations(
     run: RunSettings,
     on_test: Mapping[str, Objective],
     plain: Objective,
+    hidden: tuple[str, ...] = (),
 ) -> dict[str, Evaluation]:
-    """The plain objective on validation and on as many training examples, and every named evaluation on test."""
+    """The plain objective on validation and on as many training examples, and every named evaluation on test.
+
+    Args:
+      hidden: the splits that are left out, because their labels are withheld.
+    """
     size = parallel.rounded(run.eval_batch_size or run.batch_size)  # batches are padded anyway
     out = {}
     if n := len(dataset.validation):
-        part = data.Rows(dataset.train, np.arange(min(n, len(dataset.train))))
+        # At random: a folder of images is in the order of its classes.
+        part = data.Rows(dataset.train, data.sample(len(dataset.train), n))
         out["train_eval"] = Evaluation(plain, data.batches(select(part, columns), size))
-        out["validation"] = Evaluation(plain, data.batches(select(dataset.validation, columns), size))
-    for name, objective in on_test.items():
+        if "validation" not in hidden:
+            out["validation"] = Evaluation(plain, data.batches(select(dataset.validation, columns), size))
+    for name, objective in on_test.items() if "test" not in hidden else ():
         out[name] = Evaluation(objective, data.batches(select(dataset.test, columns), size))
     return out
+
+
+def withheld(split: str) -> str:
+    """What is said of a split whose labels are withheld."""
+    more = " and no baselines" if split == "test" else ""
+    return f"The labels of the {split} split are withheld: there are no evaluations on it{more}."
+
+
+def refuse_twice(
+    at: str,
+    names: tuple[str, ...],
+    techniques: tuple[Transform, ...],
+    trained: tuple[str, ...],
+    sections: Mapping[str, Mapping[str, Any]],
+    base: Objective,
+) -> None:
+    """Raises SettingsError for a reparametrisation that is trained with and named again in an evaluation."""
+
+    def kind(name: str) -> str:
+        return sections.get(name, {}).get("technique", name)
+
+    for name, technique in zip(names, techniques, strict=True):
+        # What resolves parameters is a reparametrisation; any other technique hands its objective's `resolve` on.
+        if kind(name) in map(kind, trained) and technique(base).resolve is not base.resolve:
+            raise settings.SettingsError(
+                f"config.{at}: {name!r} is trained with, so it is part of every evaluation already; leave it out"
+            )
+
+
+def one_row(dataset: data.Dataset, columns: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """A batch of one training example, for shapes."""
+    return next(iter(data.batches(select(data.Rows(dataset.train, np.zeros(1)), columns), 1)))
 
 
 class Columns:
@@ -175,6 +235,14 @@ def select(source: Any, names: tuple[str, ...]) -> Any:
     return Columns(source, names)
 
 
-def everything(source: Any) -> dict[str, np.ndarray]:
-    """All rows of a source."""
-    return source.__getitems__(np.arange(len(source)))
+def scale_of(dataset: data.Dataset) -> float:
+    """What pixels are divided by to be in [0, 1].
+
+    Raises:
+      SettingsError: the images are not of bytes.
+    """
+    if dataset.info["scale"] is None:
+        raise settings.SettingsError(
+            f"config.data.name: {dataset.name!r} holds images whose pixels are not bytes, which this pipeline needs"
+        )
+    return float(dataset.info["scale"])

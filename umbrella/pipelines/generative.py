@@ -13,7 +13,7 @@ from umbrella.data import Dataset
 from umbrella.experiment import Experiment
 from umbrella.metrics import Mean, mask_of
 from umbrella.objective import Array, Batch, View, chain, measure, supervised
-from umbrella.pipelines._standard import Problem, Resolve, assemble, everything
+from umbrella.pipelines._standard import Problem, Resolve, assemble, scale_of
 from umbrella.settings import NonNegative, SettingsError
 from umbrella.transforms import binarise, pixels, reconstruct
 
@@ -38,7 +38,7 @@ def problem(
     """
     if dataset.info["kind"] != "image":
         raise SettingsError(f"config.data.name: {dataset.name!r} holds no images, which this pipeline needs")
-    shape, scale = tuple(dataset.info["shape"]), float(dataset.info["scale"])
+    shape, scale = tuple(dataset.info["shape"]), scale_of(dataset)
     binary = likelihood == "bernoulli"
     if not binary and scale != 255:
         raise SettingsError(
@@ -56,10 +56,14 @@ def problem(
         context={"log_weight": losses.log_importance_weight, "bounds": (0.0, 1.0)},
         artifacts=lambda resolve: _artifacts(net, resolve, dataset, scale, binary),
         predict=lambda resolve: _predict(net, resolve, scale),
-        baselines=lambda: (
-            baselines.binary_images(everything(dataset.train)["x"] / scale, everything(dataset.test)["x"] / scale)
-            if binary
-            else baselines.byte_images(everything(dataset.train)["x"], everything(dataset.test)["x"])
+        baselines=lambda: baselines.on_parts(
+            lambda train, test: (
+                baselines.binary_images(train["x"] / scale, test["x"] / scale)
+                if binary
+                else baselines.byte_images(train["x"], test["x"])
+            ),
+            dataset.train,
+            dataset.test,
         ),
     )
 
@@ -144,10 +148,10 @@ def _artifacts(net: Any, resolve: Resolve, dataset: Dataset, scale: float, binar
             centred = mean - mean.mean(0)
             flat = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
             how = "The first two principal components of the latent means"
-        labels = rows.get("y", np.zeros(len(flat), np.int32))
-        names = tuple(dataset.info["class_names"] or ()) if "y" in rows else ()
-        return Scatter(
-            flat, labels, f"{how} of {len(flat)} test images, coloured by class; no label was trained on.", names
-        )
+        told = "y" in rows and "test" not in dataset.info["hidden"]
+        labels = rows["y"] if told else np.zeros(len(flat), np.int32)
+        names = tuple(dataset.info["class_names"] or ()) if told else ()
+        coloured = ", coloured by class; no label was trained on" if told else ""
+        return Scatter(flat, labels, f"{how} of {len(flat)} test images{coloured}.", names)
 
     return {"samples": samples, "reconstructions": reconstructions, "traversal": traversal, "latent_map": latent_map}
