@@ -246,6 +246,12 @@ def test_a_wrong_scope_is_one_line(config: dict[str, Any], words: str) -> None:
     assert words in refused(vision(**config))
 
 
+def test_no_training_examples_are_one_line(tmp_path: Path) -> None:
+    x, y = np.zeros((4, 2, 2), np.uint8), np.zeros(4, np.int32)
+    np.savez(tmp_path / "a.npz", x_train=x[:0], y_train=y[:0], x_test=x, y_test=y)
+    assert "the data set has no examples" in refused(vision(data=dict(name=str(tmp_path / "a.npz"), validation=0.0)))
+
+
 def test_on_the_command_line_a_wrong_scope_is_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "c.py"
     file.write_text(f"def get_config():\n    return {vision(trainable=('modle',))!r}\n")
@@ -260,6 +266,7 @@ def test_a_scope_that_another_technique_makes_is_one() -> None:
     """On either side: what is to the left of lora and what is to its right see both scopes."""
     for order in itertools.permutations(("lora", "l2")):
         config = vision(techniques=order, lora=dict(rank=2), l2=dict(weight=0.1, scope="lora"), trainable=("lora",))
+        config |= dict(evals=dict(test=("l2",)))  # inert there, and no mistake
         assert pipelines.build(config).evals.keys() == {"train_eval", "validation", "test"}
 
 

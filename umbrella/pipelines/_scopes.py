@@ -31,6 +31,7 @@ def check(
     outer: Transform,
     base: Objective,
     rows: Batch,
+    known: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
     """The scopes of chain(outer, *techniques)(base), after all that the techniques say of scopes has been found there.
 
@@ -38,6 +39,8 @@ def check(
       at: the key that names the techniques, for messages: "techniques" or "evals.robust".
       names, techniques: the leftmost is the outermost.
       settings: those of every technique, by name; one called "scope" names a scope.
+      rows: a batch of any number of rows.
+      known: scopes that are there besides, when the techniques are an evaluation's: those of training.
 
     Raises:
       SettingsError: a technique's scope is not there, or the techniques do not go together (the same one twice).
@@ -47,13 +50,13 @@ def check(
         name = names[i]
         try:
             scopes = of(chain(outer, *techniques[i:])(base), rows)
-        except KeyError:
+        except (KeyError, ValueError) as error:
             find(f"{name}.scope", settings[name].get("scope"), scopes)
-            raise
-        except ValueError as error:
+            if isinstance(error, KeyError):
+                raise
             raise SettingsError(f"config.{at}: {error}") from None
     for name in names:
-        find(f"{name}.scope", settings[name].get("scope"), scopes)
+        find(f"{name}.scope", settings[name].get("scope"), tuple(dict.fromkeys((*scopes, *known))))
     return scopes
 
 

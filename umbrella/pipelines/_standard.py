@@ -59,6 +59,7 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
     log: dict[str, Any] = {}
     p = problem(dataset, log, **own)
     sections = {k: v for k, v in config.items() if isinstance(v, Mapping)}
+    batches = train_data(dataset, p.columns, run)
 
     def made(names: tuple[str, ...]) -> tuple[Transform, ...]:
         return transforms.build(names, sections, log=log, base=p.base, **p.context)
@@ -74,7 +75,7 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
         """Of what is trained: every technique of an evaluation sees the parameters that training resolves to."""
         own = made(names)
         refuse_twice(at, names, own, common.techniques, sections, p.base)
-        if more := set(_scopes.check(at, names, own, log, p.outer, p.base, rows)) - set(scopes):
+        if more := set(_scopes.check(at, names, own, log, p.outer, p.base, rows, scopes)) - set(scopes):
             raise settings.SettingsError(
                 f"config.{at}: needs the parameters {', '.join(sorted(more))}, which config.techniques does not make"
             )
@@ -105,7 +106,7 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
         run=run,
         durations=durations,
         dataset=dataset,
-        train_data=train_data(dataset, p.columns, run),
+        train_data=batches,
         init=train.init,
         step=step,
         frozen={},
