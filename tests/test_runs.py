@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import umbrella as um
+from tests.faults import kit
+from tests.faults.kit import lines
 from tests.helpers import bits, gap
 from umbrella import cli
 from umbrella.loop import Diverged
@@ -22,29 +24,9 @@ SUMMARY = {
 
 def config(**more: Any) -> dict[str, Any]:
     """A small classifier of digits with dropout, BatchNorm, averages and label smoothing."""
-    base = dict(
-        pipeline="vision",
-        data=dict(name="digits"),
-        model=dict(name="mlp", hidden=(32,), dropout=0.2, norm="batch"),
-        optimizer=dict(name="adam", learning_rate=3e-3),
-        batch_size=64,
-        train_for="40 steps",
-        log_every="10 steps",
-        eval_every="20 steps",
-        checkpoint_every="20 steps",
-        ema=0.9,
-        techniques=("label_smoothing",),
-        label_smoothing=dict(eps=0.1),
-        evals=dict(test=()),
-        baselines=False,
-    )
-    return {**base, **more}
-
-
-def lines(workdir: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without the seconds."""
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    plain = {k: v for k, v in kit.config().items() if k != "mixup"}
+    own = dict(log_every="10 steps", checkpoint_every="20 steps", techniques=("label_smoothing",))
+    return {**plain, **own, **more}
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from tests.conftest import ROOT, tfds_dir  # sets up JAX for two devices of this CPU, so it comes first
+from tests.faults import kit
 from tests.faults.test_all import LAST, WITHOUT, covered
 
 PAGE = ROOT / "docs" / "reliability.md"
@@ -41,34 +42,15 @@ class Row(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------------------------- commands
-CONFIG = """
-def get_config():
-    return dict(
-        pipeline="vision",
-        data=dict(name="digits"),
-        model=dict(name="mlp", hidden=(32,), dropout=0.2, norm="batch"),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine"),
-        batch_size=64,
-        train_for="{steps} steps",
-        log_every="100 steps",
-        eval_every="5000 steps",
-        checkpoint_every="{save} steps",
-        ema=0.99,
-        techniques=("mixup", "label_smoothing"),
-        mixup=dict(alpha=0.2),
-        label_smoothing=dict(eps=0.1),
-        evals=dict(test=()),
-        baselines=False,
-    )
-"""
-
-
 class Command:
     """`launch.py` on a small classifier, on one device, as a user runs it."""
 
     def __init__(self, folder: Path, steps: int, save: int):
         self.folder, self.config = folder, folder / "small.py"
-        self.config.write_text(CONFIG.format(steps=steps, save=save))
+        more = dict(optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine"), ema=0.99)
+        more |= dict(train_for=f"{steps} steps", log_every="100 steps", eval_every="5000 steps")
+        settings = kit.config(**more, checkpoint_every=f"{save} steps")
+        self.config.write_text(f"def get_config():\n    return {settings!r}\n")
         self.env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
 
     def start(self, name: str) -> subprocess.Popen[bytes]:
