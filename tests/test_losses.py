@@ -9,6 +9,7 @@ import pytest
 from scipy import integrate, special, stats
 
 from umbrella import losses
+from umbrella.models import VAE
 
 Array = jax.Array
 
@@ -42,7 +43,71 @@ def test_cross_entropy_of_labels_and_of_distributions(rng: np.random.Generator) 
     np.testing.assert_allclose(losses.cross_entropy(f32(logits), f32(soft)), wanted, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint8, jnp.int8])
+def test_an_index_that_is_no_class_costs_nan_and_disturbs_no_other_row(dtype: Any) -> None:
+    """Three classes, even logits: log 3 for a label. 3, 7 and -1 (in u8: 255) are none; their rows pass no gradient,
+    the others softmax - one-hot, which is 1/3 less 1 at the label."""
+    y = jnp.asarray([0, 3, 2, -1, 7]).astype(dtype)
+    loss = jax.jit(lambda v: losses.cross_entropy(v, y))
+    np.testing.assert_allclose(loss(jnp.zeros((5, 3))), [np.log(3), np.nan, np.log(3), np.nan, np.nan], rtol=1e-6)
+    slope = jax.jit(jax.grad(lambda v: jnp.nansum(loss(v))))(jnp.zeros((5, 3)))
+    wanted = np.zeros((5, 3))
+    wanted[[0, 2]] = 1 / 3 - np.eye(3)[[0, 2]]
+    np.testing.assert_allclose(slope, wanted, atol=1e-6)
+
+
+def test_an_index_above_what_its_dtype_can_count_to() -> None:
+    """Of 300 classes, label 20 as u8 is class 20, and 276 = 256 + 20 is not it."""
+    logits = f32(np.random.default_rng(0).normal(size=(1, 300)))
+    wanted = -special.log_softmax(np.asarray(logits))[0, 20]
+    assert float(losses.cross_entropy(logits, jnp.asarray([20], jnp.uint8))[0]) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_a_class_that_is_ruled_out() -> None:
+    """Logits 0, 1, -inf and label 1: log(1 + e) - 1 = log(1 + 1 / e), and the gradient is softmax less one-hot."""
+    logits, y = f32([[0.0, 1.0, -np.inf]]), jnp.asarray([1], jnp.int32)
+    loss, slope = jax.jit(jax.value_and_grad(lambda v: losses.cross_entropy(v, y)[0]))(logits)
+    assert float(loss) == pytest.approx(np.log1p(np.exp(-1)))
+    p = np.e / (1 + np.e)
+    np.testing.assert_allclose(slope, [[1 - p, p - 1, 0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "says"),
+    [
+        ((4, 1), jnp.int32, r"are class indices: for logits \(4, 3\) their shape is \(4,\), not \(4, 1\)"),
+        ((4, 3), jnp.int32, r"are class indices: .* not \(4, 3\)"),
+        ((4,), jnp.float32, r"are distributions over the classes: .* is \(4, 3\), not \(4,\)"),
+        ((4, 1), jnp.float32, r"are distributions over the classes: .* not \(4, 1\)"),
+        ((4,), jnp.bool_, "labels of dtype bool: give class indices"),
+    ],
+)
+def test_labels_of_another_shape_than_their_dtype_asks_for(shape: tuple[int, ...], dtype: Any, says: str) -> None:
+    """i32[B, 1] against f32[B, C] was taken for a soft label."""
+    with pytest.raises(ValueError, match=says):
+        losses.cross_entropy(jnp.zeros((4, 3)), jnp.zeros(shape, dtype))
+
+
 # ----------------------------------------------------------------------------------- squared error and Bernoulli
+def test_squared_error_pairs_a_column_with_a_row() -> None:
+    """(1 - 2)^2, (3 - 5)^2, (0 - 4)^2 = 1, 4, 16, whichever of the two is [B, 1]. Broadcast, it would be [3, 3]."""
+    a, b = f32([1.0, 3.0, 0.0]), f32([2.0, 5.0, 4.0])
+    for prediction, y in ((a[:, None], b), (a, b[:, None]), (a, b), (a[:, None], b[:, None])):
+        np.testing.assert_allclose(losses.squared_error(prediction, y), [1.0, 4.0, 16.0])
+
+
+@pytest.mark.parametrize("loss", [losses.squared_error, losses.bernoulli, losses.discretized_logistic])
+@pytest.mark.parametrize(("a", "b"), [((6, 3), (6,)), ((6, 1, 3), (6, 3, 3)), ((6, 2, 3), (6, 3, 2)), ((6,), (1,))])
+def test_shapes_that_only_broadcasting_would_fit(loss: Any, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    """Even where JAX would let ranks promote, as it does outside of these tests."""
+    if loss is losses.discretized_logistic:
+        loss = lambda m, y: losses.discretized_logistic(m, jnp.zeros(a[-1]), y)  # noqa: E731
+    with jax.numpy_rank_promotion("allow"):
+        for shapes in ((a, b), (b, a)):
+            with pytest.raises(ValueError, match="must be equal"):
+                loss(*(jnp.zeros(s) for s in shapes))
+
+
 def test_squared_error_sums_over_all_but_the_rows(rng: np.random.Generator) -> None:
     a, b = rng.normal(size=(3, 2, 4)), rng.normal(size=(3, 2, 4))
     np.testing.assert_allclose(losses.squared_error(f32(a), f32(b)), ((a - b) ** 2).sum((1, 2)), rtol=1e-5)
@@ -155,23 +220,44 @@ def test_log_importance_weight_is_scipys(rng: np.random.Generator) -> None:
         + stats.bernoulli(special.expit(logits)).logpmf(y).sum(1)
         - stats.norm(mean, np.exp(0.5 * log_var)).logpdf(z).sum(1)
     )
-    outputs = {"z": f32(z), "mean": f32(mean), "log_var": f32(log_var), "logits": f32(logits)}
+    noise = (z - mean) * np.exp(-0.5 * log_var)
+    outputs = {"z": f32(z), "noise": f32(noise), "log_var": f32(log_var), "logits": f32(logits)}
     np.testing.assert_allclose(jax.jit(losses.log_importance_weight)(outputs, f32(y)), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_the_mean_log_importance_weight_is_the_elbo(rng: np.random.Generator) -> None:
     """E_q[log p(y, z) - log q(z | y)] = E_q[log p(y | z)] - KL: by 50,000 draws of z, and by the analytic KL."""
     mean, log_var = np.array([0.5, -1.0]), np.array([-0.5, 0.3])
-    z = mean + np.exp(0.5 * log_var) * rng.normal(size=(50_000, 2))
+    noise = rng.normal(size=(50_000, 2))
+    z = mean + np.exp(0.5 * log_var) * noise
     logits, y = z @ np.array([[1.0, -0.5, 0.2], [0.3, 0.8, -1.0]]), np.array([1.0, 0.0, 1.0])
     n = len(z)
     wide = lambda v: jnp.broadcast_to(f32(v), (n, len(v)))  # noqa: E731
-    outputs = {"z": f32(z), "mean": wide(mean), "log_var": wide(log_var), "logits": f32(logits)}
+    outputs = {"z": f32(z), "noise": f32(noise), "log_var": wide(log_var), "logits": f32(logits)}
     weights = np.asarray(jax.jit(losses.log_importance_weight)(outputs, wide(y)), np.float64)
     elbo = stats.bernoulli(special.expit(logits)).logpmf(y).sum(1).mean()
     elbo -= 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).sum()
     assert abs(weights.mean() - elbo) < 5 * weights.std() / np.sqrt(n)
     assert weights.std() / np.sqrt(n) < 0.02
+
+
+@pytest.mark.parametrize("log_var", [-20.0, -34.0, -100.0])
+def test_a_narrow_posterior_loses_no_digits(log_var: float) -> None:
+    """A VAE whose weights are zero but for the biases: mean 3, this log-variance, even odds for its one pixel. Then
+    log w = log N(3; 0, 1) - log q - log 2, with E[log q] = -(1 + log 2 pi + log_var) / 2, and of log w's variance only
+    1/2, that of noise^2 / 2, is left. From z - 3, which f32 rounds to 2^-22, noise could not be told."""
+    net = VAE(shape=(1,), latent=1, hidden=())
+    x, key = jnp.zeros((4000, 1)), {"latent": jax.random.key(0)}
+    shapes = jax.eval_shape(lambda: net.init({"params": jax.random.key(0), **key}, x, train=False))
+    params = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)["params"]
+    params["to_latent"]["bias"] = f32([3.0, log_var])
+    run = jax.jit(lambda p: losses.log_importance_weight(net.apply({"params": p}, x, train=True, rngs=key), x))
+    got = np.asarray(run(params), np.float64)
+    wanted = stats.norm.logpdf(3.0) + 0.5 * (1 + np.log(2 * np.pi) + log_var) - np.log(2)
+    assert abs(got.mean() - wanted) < 5 * np.sqrt(0.5 / len(got))
+    assert (
+        abs(got.var() - 0.5) < 0.1
+    )  # five standard errors of a chi-squared's variance, .5 * sqrt(14 / 4000) * 5 = .15
 
 
 def test_negative_elbo_adds_its_two_terms(rng: np.random.Generator) -> None:

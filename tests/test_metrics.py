@@ -60,6 +60,21 @@ def test_accuracy_and_confusion_of_soft_labels() -> None:
     np.testing.assert_array_equal(*told)
 
 
+@pytest.mark.parametrize("metric", [metrics.accuracy, metrics.confusion])
+def test_labels_of_another_shape_than_their_dtype_asks_for(metric: Any) -> None:
+    """i32[B, 1] was taken for a soft label of one class, whose largest entry is class 0 for every row."""
+    logits, y = classified()
+    for wrong in (jnp.asarray(y)[:, None], jnp.asarray(y, jnp.float32)):
+        with pytest.raises(ValueError, match=r"for logits \(40, 3\) their shape is"):
+            metric(jnp.asarray(logits), {"y": wrong})
+
+
+def test_a_mean_of_half_precision_counts_beyond_256() -> None:
+    """bf16 has eight bits: 256 + 1 is 256 in it. 1,000 ones are 1,000."""
+    told = mean(jnp.ones(1000, jnp.bfloat16))
+    assert (float(told.total), float(told.count)) == (1000, 1000)
+
+
 def test_accuracy_of_tokens() -> None:
     rng = np.random.default_rng(1)
     logits, y, mask = rng.normal(size=(4, 5, C)), rng.integers(0, C, (4, 5)), rng.integers(0, 2, (4, 5))
@@ -157,6 +172,19 @@ def test_an_auc_of_one_class_is_nan(label: int) -> None:
     score, y = scored()[0], np.full(40, label, np.int32)
     assert np.isnan(auc(jnp.asarray(score), batch(y)).compute())
     assert np.isnan(histogram(jnp.asarray(score), batch(y)).compute())
+
+
+def test_merging_puts_the_rows_of_a_collect_together() -> None:
+    """Two halves are the whole: added up as numbers, rows would become rows that nobody saw."""
+    score, y = scored()
+    halves = [auc(jnp.asarray(score[h]), batch(y[h])) for h in (slice(20), slice(20, 40))]
+    assert merge(*halves).compute() == pytest.approx(roc_auc_score(y, score))
+    both = merge(
+        {"auc": halves[0], "n": Mean(*map(jnp.asarray, (1.0, 2.0)))},
+        {"auc": halves[1], "n": Mean(*map(jnp.asarray, (3.0, 4.0)))},
+    )
+    assert both["auc"].mask.shape == (40,)
+    assert (float(both["n"].total), float(both["n"].count)) == (4.0, 6.0)
 
 
 def test_collect_keeps_rows_of_any_shape_in_order() -> None:

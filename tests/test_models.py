@@ -122,7 +122,7 @@ def test_vae_shapes_and_parameter_count() -> None:
         out, variables = jax.eval_shape(lambda s=scale: vae(scale=s).init_with_output(KEYS, X, train=True))
         assert parameter_count(variables["params"]) == encoder + decoder + (3 if scale else 0)
         shapes = {k: v.shape for k, v in out.items()}
-        wanted = {"logits": (5, 2, 3), "mean": (5, 2), "log_var": (5, 2), "z": (5, 2)}
+        wanted = {"logits": (5, 2, 3), "mean": (5, 2), "log_var": (5, 2), "noise": (5, 2), "z": (5, 2)}
         assert shapes == (wanted | {"log_scale": (3,)} if scale else wanted)
 
 
@@ -154,6 +154,7 @@ def test_vaes_z_is_a_draw_of_q_in_training_and_in_evaluation() -> None:
     variables, x = start(vae()), np.broadcast_to(X[:1], (4000, 2, 3))
     out = jax.device_get(run(vae(), variables, x, train=True))
     noise = (out["z"] - out["mean"]) / np.exp(0.5 * out["log_var"])
+    np.testing.assert_allclose(out["noise"], noise, rtol=1e-4, atol=1e-4)
     assert np.abs(noise.mean(0)).max() < 5 * 0.016
     assert np.abs(noise.var(0) - 1).max() < 5 * 0.0224
     seen = run(vae(), variables, x, train=False)["z"]

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from umbrella.losses import are_indices
+
 Array = jax.Array
 
 
@@ -27,7 +29,11 @@ class Mean(struct.PyTreeNode):
 
     @classmethod
     def of(cls, values: Array, mask: Array | None = None) -> "Mean":
-        """The mean of `values` f32[...] where `mask` (same shape) is positive; rows with mask 0 may hold anything."""
+        """The mean of `values` f32[...] where `mask` (same shape) is positive; rows with mask 0 may hold anything.
+
+        Summed in f32 at least: bf16 counts to 256 and no further.
+        """
+        values = widened(values)
         mask = jnp.ones(values.shape, values.dtype) if mask is None else mask.astype(values.dtype)
         return cls(jnp.sum(jnp.where(mask > 0, mask * values, 0)), jnp.sum(mask))
 
@@ -82,8 +88,19 @@ class Collect(struct.PyTreeNode):
 
 
 def merge(a: Any, b: Any) -> Any:
-    """The sum of two states (or trees of states) of the same kind."""
-    return jax.tree.map(jnp.add, a, b)
+    """Two states (or trees of states) of the same kind as one: sums are added, the rows of a Collect put together."""
+
+    def one(x: Any, y: Any) -> Any:
+        if isinstance(x, Collect):
+            return jax.tree.map(lambda v, w: jnp.concatenate([v, w]), x, y)
+        return x + y
+
+    return jax.tree.map(one, a, b, is_leaf=lambda x: isinstance(x, Collect))
+
+
+def widened(x: Array) -> Array:
+    """Floats of less than 32 bits as f32, all else as it is: what is to be added up."""
+    return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) and jnp.finfo(x.dtype).bits < 32 else x
 
 
 def mask_of(batch: Mapping[str, Any], like: Array) -> Array:
@@ -92,9 +109,13 @@ def mask_of(batch: Mapping[str, Any], like: Array) -> Array:
 
 
 def labels_of(batch: Mapping[str, Any], logits: Array) -> Array:
-    """i32[...]: integer labels as they are, soft labels f32[..., C] by their largest entry."""
+    """i32[...]: class indices i32[...] as they are, soft labels f32[..., C] by their largest entry.
+
+    Raises (while tracing):
+      ValueError: y has another shape than its dtype asks for.
+    """
     y = batch["y"]
-    return y if y.ndim < logits.ndim else jnp.argmax(y, -1)
+    return y if are_indices(y, logits) else jnp.argmax(y, -1)
 
 
 def accuracy(logits: Array, batch: Mapping[str, Any]) -> Mean:

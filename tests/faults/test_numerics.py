@@ -209,7 +209,7 @@ EXTREMES: dict[str, Callable[[jax.Array], jax.Array]] = {
     ),
     "reconstruction": lambda x: losses.reconstruction({"logits": x}, ZERO_ONE),
     "log_importance_weight": lambda x: losses.log_importance_weight(
-        {"logits": x, "mean": 0 * x, "log_var": 0 * x, "z": 0 * x}, ZERO_ONE
+        {"logits": x, "noise": 0 * x, "log_var": 0 * x, "z": 0 * x}, ZERO_ONE
     ),
 }
 

@@ -11,11 +11,11 @@ from umbrella.settings import Count
 
 
 class VAE(nn.Module):
-    """x f32[B, *shape] -> {"logits" f32[B, *shape], "mean", "log_var", "z" f32[B, latent]}.
+    """x f32[B, *shape] -> {"logits" f32[B, *shape], "mean", "log_var", "noise", "z" f32[B, latent]}.
 
-    q(z|x) = N(mean, exp(log_var)), diagonal; z is one draw of it from the stream "latent", in training and in
-    evaluation. "log_scale" f32[C] is there when `scale` is: the width of a logistic around each of the last axis's
-    channels.
+    q(z|x) = N(mean, exp(log_var)), diagonal; z = mean + exp(log_var / 2) noise is one draw of it, the noise from the
+    stream "latent", in training and in evaluation. "log_scale" f32[C] is there when `scale` is: the width of a logistic
+    around each of the last axis's channels.
 
     Attributes:
       shape: of one example.
@@ -44,7 +44,7 @@ class VAE(nn.Module):
         mean, log_var = self.encode(x)
         noise = jax.random.normal(self.make_rng("latent"), mean.shape, mean.dtype)
         z = mean + jnp.exp(0.5 * log_var) * noise
-        out = {"logits": self.decode(z), "mean": mean, "log_var": log_var, "z": z}
+        out = {"logits": self.decode(z), "mean": mean, "log_var": log_var, "noise": noise, "z": z}
         return {**out, "log_scale": self.log_scale} if self.scale else out
 
     def encode(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
