@@ -37,7 +37,8 @@ def smooth(y: Array) -> Array:
 
 
 def loss_by_hand(params: Any, stats: Any, x: Array, y: Array, mask: Array, key: Array, *, train: bool) -> Any:
-    """(mean loss over the rows that count, (outputs, new statistics, sum of losses))."""
+    """(mean loss over the rows that count, (outputs, new statistics, sum of losses)). Padding may hold NaN."""
+    x, y = (jnp.where((mask > 0)[:, None] | jnp.isfinite(v), v, 0) for v in (x, y))
     variables = {"params": params, **stats}
     if train:
         dropout = jax.random.fold_in(key, zlib.crc32(b"model/dropout"))

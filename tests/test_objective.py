@@ -109,6 +109,57 @@ def test_a_padded_row_may_hold_nan() -> None:
     assert float(aux.per_example[1]) == 0.0
 
 
+@pytest.mark.parametrize("where", ["x", "y", "weight"])
+def test_padding_of_nan_reaches_no_gradient(where: str) -> None:
+    """w = 2, l = (w x - y)^2 at x = 1, y = 0: its slope 2 (w x - y) x is 4; of three rows one counts, and weighs 1.
+    In the backward pass the zeros of the mask alone would meet NaN. A row that counts is not cleaned."""
+    o = supervised(Scale(), losses.squared_error)
+    batch = {"x": jnp.ones(3), "y": jnp.zeros(3), "weight": jnp.ones(3), "mask": jnp.asarray([1.0, 0.0, 0.0])}
+    params, state = o.init(batch, context())
+    run = jax.jit(jax.value_and_grad(lambda p, b: o.apply(p, state, b, context())[0]))
+    loss, g = run(params, batch | {where: batch[where].at[1].set(jnp.nan).at[2].set(jnp.inf)})
+    assert (float(loss), float(g["model"]["w"])) == (4.0, 4.0)
+    loss, _ = run(params, batch | {where: batch[where].at[0].set(jnp.nan)})
+    assert np.isnan(float(loss))
+
+
+def test_a_padded_token_of_nan_reaches_no_gradient() -> None:
+    """The slope of |w x| is x: 1 + 2 + 4 over the three tokens that count is 7 / 3. A target may be NaN wherever it is
+    masked; an input only in a row that is masked altogether, since the model may look at it from elsewhere."""
+    o, batch = scale(), tokens()
+    params, state = o.init(batch, context())
+    hole = {"y": jnp.where(batch["mask"] > 0, batch["y"], jnp.nan)}
+    run = jax.jit(jax.grad(lambda p, b: o.apply(p, state, b, context())[0]))
+    assert float(run(params, batch | hole)["model"]["w"]) == pytest.approx(7 / 3)
+    batch = batch | {"x": batch["x"].at[1].set(jnp.nan), "mask": batch["mask"].at[1].set(0.0)}
+    assert float(run(params, batch)["model"]["w"]) == pytest.approx(3 / 2)  # (1 + 2) / 2
+
+
+def test_a_label_out_of_range_in_padding_costs_nothing() -> None:
+    batch, base = rows(), classifier(drop=0.0)
+    params, state = filled(base, batch)
+    run = jax.jit(jax.value_and_grad(lambda p, b: base.apply(p, state, b, context())[0]))
+    padded = run(params, batch | {"y": batch["y"].at[15].set(-1)})
+    assert gap(padded, run(params, batch)) == 0
+    loss, _ = run(params, batch | {"y": batch["y"].at[0].set(C)})
+    assert np.isnan(float(loss))
+
+
+def test_rows_without_a_label_keep_their_outputs() -> None:
+    """A row with mask 0 may be one that a consistency term looks at: only what is not finite is replaced."""
+    batch = {"x": jnp.asarray([1.0, 2.0]), "y": jnp.zeros(2), "mask": jnp.asarray([1.0, 0.0])}
+    np.testing.assert_array_equal(apply(scale(), batch)[1].outputs, [2.0, 4.0])
+
+
+def test_losses_of_half_precision_are_counted_in_full() -> None:
+    """1,000 rows of loss 1: bf16 would count them as 256 at a time at best, and mean something else."""
+    o = supervised(Scale(), lambda out, y: jnp.abs(out - y).astype(jnp.bfloat16))
+    batch = {"x": jnp.full(1000, 0.5), "y": jnp.zeros(1000)}
+    for b in (batch, batch | {"mask": jnp.ones(1000)}):
+        loss, aux = apply(o, b)
+        assert (float(loss), float(aux.count), loss.dtype, aux.per_example.dtype) == (1.0, 1000.0, *[jnp.float32] * 2)
+
+
 @pytest.mark.parametrize("mask", [(2, 1), (2, 3), (4,)])
 def test_a_mask_of_another_shape_is_an_error(mask: tuple[int, ...]) -> None:
     batch = {"x": jnp.ones(2), "y": jnp.ones(2), "mask": jnp.ones(mask)}
@@ -178,6 +229,7 @@ def test_asking_passes_through_transforms_and_past_other_scopes() -> None:
         base
     )
     params, state = filled(full, rows())
+    params["other"] = {"w": jnp.zeros(1)}
     _, aux = full.apply(params, state, rows(), context().asking("model/hidden", "other/hidden"))
     wanted = 2 * np.asarray(rows()["x"]) @ np.asarray(params["model"]["hidden"]["kernel"])
     np.testing.assert_allclose(aux.features["model/hidden"], wanted, rtol=1e-4, atol=1e-6)
@@ -188,6 +240,23 @@ def test_asking_for_a_module_that_is_not_there() -> None:
     base = classifier()
     with pytest.raises(ValueError, match="no feature 'model/hiden': the model has no submodule 'hiden' there"):
         base.apply(*filled(base, rows()), rows(), context().asking("model/hiden"))
+    with pytest.raises(ValueError, match=r"no feature 'modle/hidden': the parameters have the scopes \['model'\]"):
+        base.apply(*filled(base, rows()), rows(), context().asking("modle/hidden"))
+
+
+def test_asking_for_a_module_that_is_called_twice() -> None:
+    """It has two outputs, and one of them alone would be half of an answer."""
+
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x: Array, *, train: bool) -> Array:
+            same = nn.Dense(D, name="same")
+            return same(same(x))
+
+    o = supervised(Twice(), losses.squared_error)
+    batch = {"x": rows()["x"], "y": rows()["x"]}
+    with pytest.raises(ValueError, match="no feature 'model/same': that submodule is called 2 times, not once"):
+        o.apply(*filled(o, batch), batch, context().asking("model/same"))
 
 
 # ---- state
@@ -316,6 +385,12 @@ def test_add_term_adds_in_training_and_is_inert_in_evaluation() -> None:
     value, aux = loss(params, context().eval())
     assert float(value) == 2.0
     assert aux.metrics.keys() == {"loss"}
+
+
+def test_two_terms_of_one_name_are_refused() -> None:
+    twice = chain(*[add_term(norm_of, weight=w, name="square") for w in (0.25, 0.5)])(scale())
+    with pytest.raises(ValueError, match="two terms or metrics are called 'square': one would hide the other"):
+        apply(twice, {"x": jnp.ones(3), "y": jnp.zeros(3)})
 
 
 def test_map_params_composes_with_resolve() -> None:

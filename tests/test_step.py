@@ -13,10 +13,11 @@ from jax.sharding import PartitionSpec as P
 
 from tests.helpers import bits, context, copy, gap, rows, tmap
 from tests.test_objective import Recall, filled
-from umbrella import losses, parallel
+from umbrella import losses, metrics, parallel
 from umbrella.gradients import grad_of, microbatch
 from umbrella.metrics import Mean
-from umbrella.objective import Aux, Batch, Ctx, Objective, Params, State, supervised
+from umbrella.models import MLP
+from umbrella.objective import Aux, Batch, Ctx, Objective, Params, State, measure, supervised
 from umbrella.step import Step, alternate, ema, gather, guard, program, repeat, stream, then, train_step, update
 from umbrella.train_state import TrainState, create
 
@@ -120,7 +121,7 @@ class Tokens(nn.Module):
 
 
 def uneven(n: int = 8) -> dict[str, Array]:
-    """Masks that leave 1, 2, 0 and 1 rows in quarters of eight, and weights."""
+    """Masks that leave 1, 0, 1 and 2 rows in the four slices (i, i + 4) of eight, and weights."""
     mask = jnp.asarray([1, 0, 1, 1, 0, 0, 0, 1], jnp.float32)
     return rows(n, mask=False) | {"mask": mask, "weight": jnp.linspace(0.5, 2.0, n)}
 
@@ -173,8 +174,50 @@ def test_microbatches_thread_the_state_in_order() -> None:
     _, _, aux = gradient(microbatch(2)(grad_of(o)), params, state, batch)
     hidden = np.asarray(batch["x"]) @ np.asarray(params["model"]["Dense_0"]["kernel"])
     before, after = (np.asarray(t["model"]["batch_stats"]["BatchNorm_0"]["mean"]) for t in (state, aux.state))
-    wanted = 0.81 * before + 0.09 * hidden[:4].mean(0) + 0.1 * hidden[4:].mean(0)
+    wanted = 0.81 * before + 0.09 * hidden[::2].mean(0) + 0.1 * hidden[1::2].mean(0)
     np.testing.assert_allclose(after, wanted, rtol=1e-4, atol=1e-6)
+
+
+def cutting(how: str) -> Step:
+    """A step of a wide net that sees its batch in four parts, one after the other."""
+    o = supervised(MLP(out=10, hidden=(256,)), losses.cross_entropy)
+    whole = update(grad_of(o), optax.sgd(LR))
+    other = update(grad_of(o), optax.sgd(LR), name="other")
+    return {
+        "whole": whole,
+        "microbatch": update(microbatch(4)(grad_of(o)), optax.sgd(LR)),
+        "repeat": repeat(whole, 4, split=True),
+        "alternate": alternate(whole, other, whole, other, split=True),
+    }[how]
+
+
+@pytest.mark.parametrize("how", ["whole", "microbatch", "repeat", "alternate"])
+def test_every_device_computes_its_share_of_a_part(how: str) -> None:
+    """On two devices each does half of one device's work. Parts of neighbouring rows would lie on one of the devices,
+    and both would compute all of them: twice as much."""
+    if jax.device_count() < 2:
+        pytest.skip("needs two devices")
+    o, step = supervised(MLP(out=10, hidden=(256,)), losses.cross_entropy), cutting(how)
+    batch = {"x": np.zeros((256, 64), np.float32), "y": np.zeros(256, np.int32)}
+    ts, work = create(o.init, step, jax.random.key(0), batch), []
+    for n in (1, 2):
+        place = parallel.Placement(parallel.mesh(n))
+        run = train_step(step, jit=place.jit(ts))
+        work.append(run.lower(ts, {}, {}, batch).compile().cost_analysis()["flops"])
+    assert work[0] > 1e6  # so there is something to share
+    assert work[1] < 0.65 * work[0]  # the optimiser's part is done by both
+
+
+def test_rows_that_are_collected_stay_out_of_training() -> None:
+    """Added up over slices or steps they would be rows that nobody saw. In evaluation they are there."""
+    auc = metrics.auc_exact(lambda out: out[:, 1])
+    o = measure(auc=auc, accuracy=metrics.accuracy)(supervised(MLP(out=2, hidden=(4,)), losses.cross_entropy))
+    batch = rows(8, mask=False) | {"y": jnp.arange(8, dtype=jnp.int32) % 2}
+    ts = create(o.init, sgd(o), jax.random.key(0), batch)
+    assert "auc" in o.apply(ts.params, ts.state, batch, context().eval())[1].metrics
+    for step in (sgd(o), repeat(sgd(o), 2), update(microbatch(2)(grad_of(o)), optax.sgd(LR))):
+        told = jax.eval_shape(program(step), ts, {}, {}, batch)[1]
+        assert told.keys() == {"loss", "accuracy", "objective", "grad_norm"}
 
 
 def test_microbatches_slice_the_carry_with_the_batch() -> None:
@@ -326,6 +369,9 @@ def test_averages_that_make_no_sense() -> None:
         make(then(step, ema(0.9), ema(0.5)))
     with pytest.raises(ValueError, match=r"ema of \['gne'\]"):
         make(then(step, ema(0.9, only=("gne",))))
+    squats = step._replace(init=lambda ts: ts.replace(opt_state={"ema": jnp.zeros(())}))
+    with pytest.raises(ValueError, match="the slot 'ema' of opt_state is taken"):
+        make(then(squats, ema(0.9)))
 
 
 def test_the_average_reaches_the_objective() -> None:
@@ -361,9 +407,10 @@ def test_two_players_take_turns() -> None:
 
 
 def test_alternate_split_gives_every_turn_its_own_slice() -> None:
-    """disc sees the mean 1, gen the mean 3: d = -2 - .1 (-2 - 1) = -1.7, g = 1 - .1 (-1.7 * 3 + 1) = 1.41."""
+    """disc sees rows 0 and 2, the mean 1, gen rows 1 and 3, the mean 3:
+    d = -2 - .1 (-2 - 1) = -1.7, g = 1 - .1 (-1.7 * 3 + 1) = 1.41."""
     gen, disc = game()
-    batch = {"x": jnp.asarray([0.0, 2.0, 1.0, 5.0])}
+    batch = {"x": jnp.asarray([0.0, 1.0, 2.0, 5.0])}
     ts, _ = go(
         gen, alternate(sgd(disc, wrt=("disc",), name="disc"), sgd(gen, wrt=("gen",), name="gen"), split=True), batch
     )
@@ -390,9 +437,29 @@ def test_repeat_by_hand() -> None:
     assert int(ts.step) == 1
 
 
+def test_a_repeated_step_may_appear_again_outside_of_the_repetition() -> None:
+    """alternate(repeat(step, 2), step) is one update made three times: the distance to the mean is .9^3; one slot."""
+    one = sgd(quadratic())
+    ts, told = go(quadratic(), alternate(repeat(one, 2), one), X)
+    assert at(ts) == pytest.approx(3 - 0.9**3, rel=1e-6)
+    assert ts.opt_state.keys() == {"all"}
+    assert told[0]["grad_norm"].compute() == pytest.approx((1 + 0.9 + 0.81) / 3, rel=1e-6)
+
+
+def test_repeating_not_at_all_is_no_step() -> None:
+    with pytest.raises(ValueError, match="repeat: 0 times is no step"):
+        repeat(sgd(quadratic()), 0)
+
+
+@pytest.mark.parametrize("slot", ["ema", "guard"])
+def test_slots_that_no_update_may_have(slot: str) -> None:
+    with pytest.raises(ValueError, match=f"an update called '{slot}': that slot of opt_state is {slot}'s own"):
+        sgd(quadratic(), name=slot)
+
+
 def test_repeat_split_gives_every_turn_its_own_slice() -> None:
-    """Means 1, then 3: 2 - .1 (2 - 1) = 1.9; 1.9 - .1 (1.9 - 3) = 2.01."""
-    ts, _ = go(quadratic(), repeat(sgd(quadratic()), 2, split=True), {"x": jnp.asarray([0.0, 2.0, 1.0, 5.0])})
+    """Means 1 (rows 0 and 2), then 3: 2 - .1 (2 - 1) = 1.9; 1.9 - .1 (1.9 - 3) = 2.01."""
+    ts, _ = go(quadratic(), repeat(sgd(quadratic()), 2, split=True), {"x": jnp.asarray([0.0, 1.0, 2.0, 5.0])})
     assert at(ts) == pytest.approx(2.01)
 
 
@@ -551,6 +618,13 @@ def test_a_train_step_donates_the_state_and_nothing_else() -> None:
     after, _ = train_step(step)(ts, frozen, {}, batch)
     assert ts.params["model"]["w"].is_deleted()
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after.params, batch, frozen)))
+
+
+@pytest.mark.parametrize("policy", ["skip", "halt"])
+def test_a_guard_with_nothing_to_watch(policy: Any) -> None:
+    silent = guard(Step(lambda ts: ts, lambda ts, batch, ctx: (ts, {})), policy)
+    with pytest.raises(ValueError, match="guard: the step reports none of"):
+        go(quadratic(), silent, X)
 
 
 def test_two_players_must_not_share_the_names_of_their_metrics() -> None:

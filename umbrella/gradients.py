@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from umbrella.metrics import Collect
 from umbrella.objective import Array, Aux, Batch, Ctx, Objective, Params, State
 from umbrella.unroll import unroll
 
@@ -26,6 +27,8 @@ GradTransform = Callable[[GradFn], GradFn]
 def grad_of(objective: Objective, *, over: str | None = None) -> GradFn:
     """The gradient of an objective's loss with respect to the free scopes.
 
+    Metrics that collect rows are left out: what follows adds up over slices, shards and steps, and rows are no sums.
+
     Args:
       over: the axis name of a shard_map or pmap that the call runs under. Each shard's loss is weighted by its share of
         the count *before* it is differentiated: weighting the gradients afterwards is wrong as soon as the shards are
@@ -45,6 +48,7 @@ def grad_of(objective: Objective, *, over: str | None = None) -> GradFn:
             return loss, aux
 
         (loss, aux), g = jax.value_and_grad(loss_of, has_aux=True)(free)
+        aux = aux.replace(metrics={k: v for k, v in aux.metrics.items() if not isinstance(v, Collect)})
         if over is not None:
             g, loss, told, count = jax.lax.psum((g, loss, aux.metrics, aux.count), over)
             shared = {k: v if k == "carry" else tmap(lambda x: _agreed(x, over), v) for k, v in aux.state.items()}
@@ -62,10 +66,11 @@ def _agreed(x: Array, over: str) -> Array:
 def microbatch(k: int) -> GradTransform:
     """The gradient of a batch by k slices in turn, at 1/k of the memory: count-weighted sums, so masks stay exact.
 
-    State is threaded through the slices in order (an average would wipe BatchNorm's statistics on an empty slice, and
-    means nothing for spectral norms or codebooks); the per-example scope "carry" is sliced with the batch. Outputs and
-    features are dropped. Not exact, by nature: BatchNorm (ghost batches), SAM, mixup, attacks with random starts, terms
-    with a denominator of their own.
+    Slice i holds the rows i, i + k, i + 2k, ...: so every slice lies on all the devices that the batch lies on, and each
+    computes its share. State is threaded through the slices in order (an average would wipe BatchNorm's statistics on
+    an empty slice, and means nothing for spectral norms or codebooks); the per-example scope "carry" is sliced with the
+    batch. Outputs and features are dropped. Not exact, by nature: BatchNorm (ghost batches), SAM, mixup, attacks with
+    random starts, terms with a denominator of their own.
 
     Raises (while tracing):
       ValueError: k does not divide the batch.
@@ -113,8 +118,17 @@ def _split_carry(state: State) -> tuple[State, State]:
 def _cut(x: Array, k: int) -> Array:
     if x.shape[0] % k:
         raise ValueError(f"{k} microbatches do not divide a batch of {x.shape[0]}")
-    return x.reshape((k, x.shape[0] // k, *x.shape[1:]))
+    return interleaved(x, k)
 
 
 def _join(x: Array) -> Array:
-    return x.reshape((-1, *x.shape[2:]))
+    return x.swapaxes(0, 1).reshape((-1, *x.shape[2:]))
+
+
+def interleaved(x: Array, k: int) -> Array:
+    """[B, ...] -> [k, B / k, ...]: slice i holds the rows i, i + k, i + 2k, ...
+
+    Rows lie on devices in blocks. A slice of neighbours would lie on some of the devices, and the compiler would then
+    have all of them compute the whole of it.
+    """
+    return x.reshape((x.shape[0] // k, k, *x.shape[1:])).swapaxes(0, 1)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from umbrella.metrics import Mean
+from umbrella.metrics import Mean, widened
 
 Array = jax.Array
 PyTree = Any
@@ -61,7 +61,11 @@ class Ctx(struct.PyTreeNode):
         return self.replace(train=False)
 
     def asking(self, *paths: str) -> "Ctx":
-        """The same, asking the models for the outputs of the submodules at "scope/module/path" in Aux.features."""
+        """The same, asking the models for the outputs of the submodules at "scope/module/path" in Aux.features.
+
+        A pass whose parameters lack the scope, whose model lacks the module or calls it more than once, raises
+        ValueError. A context that goes to other parameters as well, a teacher's, goes there as ctx.replace(want=()).
+        """
         return self.replace(want=tuple(sorted({*self.want, *paths})))
 
 
@@ -114,6 +118,7 @@ def map_batch(fn: Callable[[Batch, Array], Batch], *, name: str, eval: bool = Fa
     """A technique that rewrites the batch: `fn(batch, key) -> batch`, a new one.
 
     Args:
+      name: of the stream that its key comes from. Two of one name draw the same numbers.
       eval: whether it also acts in evaluation (it makes the task: hiding tokens, binarising) or only in training.
     """
 
@@ -150,7 +155,10 @@ def add_term(fn: Callable[..., Array], *, weight: float, name: str) -> Transform
     """Adds `weight * fn(objective, params, state, batch, ctx, aux)`, f32[], to the training loss.
 
     A term that has a denominator of its own is not exact under microbatch. Inert in evaluation, where the loss is the
-    wrapped objective's.
+    wrapped objective's. Reported under `name`, before its weight.
+
+    Raises (while tracing):
+      ValueError: something inside reports a metric of this name.
     """
 
     def wrap(o: Objective) -> Objective:
@@ -158,6 +166,8 @@ def add_term(fn: Callable[..., Array], *, weight: float, name: str) -> Transform
             loss, aux = o.apply(params, state, batch, ctx)
             if not ctx.train:
                 return loss, aux
+            if name in aux.metrics:
+                raise ValueError(f"two terms or metrics are called {name!r}: one would hide the other")
             with jax.named_scope(name):
                 term = fn(o, params, state, batch, ctx, aux)
             told = Mean(stop_gradient(term) * aux.count, aux.count)
@@ -193,9 +203,12 @@ def supervised(
 
     loss = sum(mask * weight * l) / max(sum(mask), 1), with l = criterion(model(x), y) where mask > 0 and 0 elsewhere.
 
+    Padding may hold NaN: neither the loss nor its gradient knows of it, unless the loss has an infinite slope at a
+    finite row of padding. What couples the rows does know: BatchNorm's statistics count padding, too.
+
     Args:
       model: a Linen module with `__call__(x, *, train)`.
-      criterion: (outputs, y) -> f32[B] or f32[B, T]; the mask has the shape of its result.
+      criterion: (outputs, y) -> f32[B] or f32[B, T]; the mask has the shape of its result. Added up in f32 at least.
       scope: the key of its parameters and of its state.
       streams: the names of the random streams that the model may ask for.
 
@@ -211,6 +224,7 @@ def supervised(
         return {scope: params}, state if carry is None else {**state, "carry": {scope: carry}}
 
     def apply(params: Params, state: State, batch: Batch, ctx: Ctx) -> tuple[Array, Aux]:
+        batch = harmless(batch)
         with jax.named_scope(scope):
             outputs, changed, features = _forward(model, scope, streams, params, state, batch["x"], ctx)
         losses = criterion(outputs, batch.get("y"))
@@ -221,6 +235,29 @@ def supervised(
     return Objective(init, apply)
 
 
+def harmless(batch: Batch) -> Batch:
+    """The batch with zeros for what is not finite in padding: in the x of rows that are all padding, in the y of
+    whatever is padding. As it is when it has no mask.
+
+    Masking the losses alone is not enough: in the backward pass the zeros of the mask meet slopes of NaN. What is
+    finite stays, since a row with mask 0 may be one without a label, whose outputs a technique looks at.
+    """
+    if "mask" not in batch or batch["mask"].ndim == 0:
+        return batch
+    real = batch["mask"] > 0
+    rows = jnp.any(real, tuple(range(1, real.ndim))) if real.ndim > 1 else real
+
+    def clean(v: Array, real: Array) -> Array:
+        real = real if v.shape[: real.ndim] == real.shape else rows
+        if not jnp.issubdtype(v.dtype, jnp.floating) or v.shape[:1] != rows.shape:
+            return v
+        real = real.reshape(real.shape + (1,) * (v.ndim - real.ndim))
+        return jnp.where(real | jnp.isfinite(v), v, 0)
+
+    parts = {"x": rows, "y": real}
+    return {**batch, **{k: jax.tree.map(lambda v, m=m: clean(v, m), batch[k]) for k, m in parts.items() if k in batch}}
+
+
 def _forward(
     model: Any, scope: str, streams: tuple[str, ...], params: Params, state: State, x: PyTree, ctx: Ctx
 ) -> tuple[Any, State, dict[str, Array]]:
@@ -228,6 +265,8 @@ def _forward(
     own, carry = state.get(scope, {}), state.get("carry", {}).get(scope)
     variables = {"params": params[scope], **own, **({} if carry is None else {"carry": carry})}
     paths = tuple(w for w in ctx.want if w.split("/")[0] == scope)
+    if lost := sorted(w for w in ctx.want if w.split("/")[0] not in params):
+        raise ValueError(f"no feature {lost[0]!r}: the parameters have the scopes {sorted(params)}")
     mutable = [*(own if ctx.train else ()), *(("carry",) if carry is not None else ())]
     rngs = {n: ctx.rng(f"{scope}/{n}") for n in streams}
     if not mutable and not paths:
@@ -257,18 +296,23 @@ def _pick(tree: Any, paths: tuple[str, ...]) -> dict[str, Array]:
             if k not in node:
                 raise ValueError(f"no feature {path!r}: the model has no submodule {k!r} there")
             node = node[k]
-        found[path] = node["__call__"][0]
+        if len(calls := node.get("__call__", ())) != 1:
+            raise ValueError(f"no feature {path!r}: that submodule is called {len(calls)} times, not once")
+        found[path] = calls[0]
     return found
 
 
 def _reduce(losses: Array, batch: Batch) -> tuple[Array, Array, Array]:
     """(sum, count, per example) of losses f32[B] or f32[B, T] under the batch's mask and weight."""
+    losses = widened(losses)  # bf16 counts to 256 and no further
     mask = batch["mask"] if "mask" in batch else jnp.ones(losses.shape, losses.dtype)
     if mask.shape != losses.shape:
         raise ValueError(f"the criterion gives {losses.shape}, the mask is {mask.shape}: they must be equal")
-    losses = jnp.where(mask > 0, losses, 0)  # 0 * nan is nan: a padded row must not poison the loss
+    real = mask > 0
+    losses = jnp.where(real, losses, 0)  # 0 * nan is nan: a padded row must not poison the loss
     counted, tail = mask * losses, tuple(range(1, losses.ndim))
     rows = jnp.sum(counted, tail) / jnp.maximum(jnp.sum(mask, tail), 1) if tail else losses
     if "weight" in batch:
-        counted = counted * batch["weight"].reshape((-1,) + (1,) * (losses.ndim - 1))
+        weight = batch["weight"].reshape((-1,) + (1,) * (losses.ndim - 1))
+        counted = jnp.where(real, counted * weight, 0)
     return jnp.sum(counted), jnp.sum(mask), rows

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from umbrella.gradients import GradFn
+from umbrella.gradients import GradFn, interleaved
 from umbrella.metrics import Mean, merge
 from umbrella.objective import Array, Batch, Ctx, Params, PyTree, View
 from umbrella.train_state import TrainState
@@ -21,6 +21,7 @@ from umbrella.train_state import TrainState
 tmap = jax.tree.map
 Metrics = dict[str, Any]
 WATCHED = ("objective", "grad_norm")  # what update reports and guard reads
+RESERVED = ("ema", "guard")  # slots of opt_state that no update may have
 
 
 class Step(NamedTuple):
@@ -43,10 +44,12 @@ def update(
     loss that was differentiated) and "grad_norm" (global, before the optimiser); prefixes its metrics with its name
     when it has one, as every player of a game should.
 
-    Raises (at init):
-      ValueError: the slot is taken, or `wrt` names a scope that does not exist.
+    Raises:
+      ValueError: the slot is that of `ema` or `guard`; at init: it is taken, or `wrt` names a scope that is not there.
     """
     slot = name or "+".join(wrt) or "all"
+    if slot in RESERVED:
+        raise ValueError(f"an update called {slot!r}: that slot of opt_state is {slot}'s own; give it another name")
     prefix = f"{name}/" if name else ""
 
     def free_of(params: Params) -> Params:
@@ -85,26 +88,29 @@ def alternate(*steps: Step, split: bool = False) -> Step:
     """The steps in order, each on the state that the last one left: GAN, DARTS.
 
     Args:
-      split: each turn gets its own slice of the batch instead of the whole. The same Step may appear many times; it
-        owns
-        one slot.
+      split: each turn i of n gets its own slice of the batch, rows i, i + n, i + 2n, ..., instead of the whole. The
+        same Step may appear many times, also inside of `repeat`; it owns one slot.
+
+    Raises (while tracing):
+      ValueError: two steps report a metric of one name; with split, the turns do not divide the batch, or there is a
+        per-example scope "carry".
     """
     turns = len(steps)
 
     def init(ts: TrainState) -> TrainState:
-        for s in dict.fromkeys(steps):
-            ts = s.init(ts)
+        for make in dict.fromkeys(s.init for s in steps):  # repeat(step, k) has the step's own init
+            ts = make(ts)
         return ts
 
     def apply(ts: TrainState, batch: Batch, ctx: Ctx) -> tuple[TrainState, Metrics]:
         if split:
             _refuse_carry(ts)
         told: Metrics = {}
-        owner: dict[str, Step] = {}
+        owner: dict[str, Callable[[TrainState], TrainState]] = {}
         for i, s in enumerate(steps):
             part = tmap(lambda x, i=i: _turns(x, turns)[i], dict(batch)) if split else batch
             ts, m = s.apply(ts, part, ctx.fork("turn", i))
-            if clash := sorted(k for k in m if owner.setdefault(k, s) is not s):
+            if clash := sorted(k for k in m if owner.setdefault(k, s.init) is not s.init):
                 raise ValueError(f"two steps report {clash[0]!r}: give their updates names")
             told |= {k: merge(told[k], v) if k in told else v for k, v in m.items()}
         return ts, told
@@ -113,7 +119,16 @@ def alternate(*steps: Step, split: bool = False) -> Step:
 
 
 def repeat(step: Step, k: int, *, split: bool = False) -> Step:
-    """The step k times in one scan, a program of constant size: alternate(repeat(disc, 5), gen)."""
+    """The step k times in one scan, a program of constant size: alternate(repeat(disc, 5), gen).
+
+    Args:
+      split: as in `alternate`.
+
+    Raises:
+      ValueError: k < 1; while tracing, with split: the turns do not divide the batch, or there is a per-example scope.
+    """
+    if k < 1:
+        raise ValueError(f"repeat: {k} times is no step")
 
     def apply(ts: TrainState, batch: Batch, ctx: Ctx) -> tuple[TrainState, Metrics]:
         if split:
@@ -133,7 +148,7 @@ def repeat(step: Step, k: int, *, split: bool = False) -> Step:
 def _turns(x: Array, n: int) -> Array:
     if x.shape[0] % n:
         raise ValueError(f"{n} turns do not divide a batch of {x.shape[0]}")
-    return x.reshape((n, x.shape[0] // n, *x.shape[1:]))
+    return interleaved(x, n)
 
 
 def _refuse_carry(ts: TrainState) -> None:
@@ -171,6 +186,9 @@ def ema(decay: float, *, only: tuple[str, ...] = ()) -> After:
       decay: in [0, 1); 0 copies.
       only: the scopes to average; all when empty. Scopes that a later wrapper adds are not seen.
 
+    Raises (at init):
+      ValueError: there is an average already, its slot is taken, or `only` names a scope that does not exist.
+
     Source: Polyak and Juditsky 1992; the debiasing is Kingma and Ba 2015, section 3, applied to weights.
     """
 
@@ -182,6 +200,8 @@ def ema(decay: float, *, only: tuple[str, ...] = ()) -> After:
     def init(ts: TrainState) -> TrainState:
         if ts.ema is not None:
             raise ValueError("the state already keeps an average: one ema is enough")
+        if "ema" in ts.opt_state:
+            raise ValueError("ema: the slot 'ema' of opt_state is taken")
         if missing := sorted(set(only) - set(ts.params) - set(ts.state)):
             raise ValueError(f"ema of {missing}: the parameters have the scopes {sorted(ts.params)}")
         count = {**ts.opt_state, "ema": {"count": jnp.int32(0)}}
@@ -226,6 +246,8 @@ def guard(step: Step, policy: Literal["skip", "halt"] = "skip") -> Step:
     def apply(ts: TrainState, batch: Batch, ctx: Ctx) -> tuple[TrainState, Metrics]:
         new, told = step.apply(ts, batch, ctx)
         watched = [m.total for k, m in told.items() if k.split("/")[-1] in WATCHED]
+        if not watched:
+            raise ValueError(f"guard: the step reports none of {WATCHED}, so there is nothing to watch")
         was = ts.opt_state["guard"]
         with jax.named_scope("guard"):
             stop = ~jnp.all(jnp.isfinite(jnp.stack(watched)))
