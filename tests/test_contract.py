@@ -112,7 +112,7 @@ TABLE = {
         autoencoder,
         eval="acts",
         microbatch=False,
-        cost=lambda grad, attack: 5 * grad,
+        cost=lambda grad, attack: 4 * grad,
     ),
 }
 NAMES = sorted(TABLE)

@@ -110,6 +110,19 @@ def test_dropout_acts_in_training_only() -> None:
     assert 0.38 < share < 0.62
 
 
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: MLP(out=2, norm="bn"), "MLP: norm: 'bn' is not one of the choices"),  # had neither norm nor bias
+        (lambda: MLP(out=2, activation="relo"), "MLP: activation: 'relo' is not one of .* .did you mean 'relu'"),
+        (lambda: vae(activation="tan"), "VAE: activation: 'tan' is not one of .* .did you mean 'tanh'"),
+    ],
+)
+def test_a_typo_does_not_choose_another_model(make: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
 # ---- VAE
 def vae(**kw: Any) -> VAE:
     return VAE(shape=(2, 3), latent=2, hidden=(7, 5), **kw)

@@ -620,6 +620,16 @@ def test_a_train_step_donates_the_state_and_nothing_else() -> None:
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((after.params, batch, frozen)))
 
 
+def test_a_typo_does_not_choose_another_step() -> None:
+    """guard(step, "Skip") was "halt", program(lanes="Own") was "shared"."""
+    wrong: Any = "Skip"
+    with pytest.raises(ValueError, match=r"guard: policy: 'Skip' is not one of the choices \(did you mean 'skip'\?\)"):
+        guard(sgd(quadratic()), wrong)
+    wrong = "Own"
+    with pytest.raises(ValueError, match=r"program: lanes: 'Own' is not one of the choices \(did you mean 'own'\?\)"):
+        program(sgd(quadratic()), lanes=wrong)
+
+
 @pytest.mark.parametrize("policy", ["skip", "halt"])
 def test_a_guard_with_nothing_to_watch(policy: Any) -> None:
     silent = guard(Step(lambda ts: ts, lambda ts, batch, ctx: (ts, {})), policy)

@@ -17,7 +17,7 @@ from umbrella import losses, transforms
 from umbrella.gradients import grad_of
 from umbrella.metrics import Mean
 from umbrella.models import MLP, VAE
-from umbrella.objective import Aux, Batch, Ctx, Objective, Params, State, supervised
+from umbrella.objective import Aux, Batch, Ctx, Objective, Params, State, chain, map_params, supervised
 from umbrella.settings import SettingsError
 from umbrella.step import program, update
 from umbrella.train_state import create
@@ -285,6 +285,41 @@ def test_an_attack_climbs_its_probe() -> None:
     np.testing.assert_allclose(helped.per_example, np.log1p(np.exp(-np.asarray(batch["y"]) * f)), rtol=1e-4)
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_row_that_weighs_nothing_is_attacked_like_any_other(norm: Any) -> None:
+    """Metrics count it. By hand for linf: x - eps y sign(w). The loss still knows the weights: 2 and 0 of two rows."""
+    o, params = linear()
+    batch = points(2) | {"weight": f32([2.0, 0.0])}
+    robust = adversarial(pgd(eps=0.1, steps=1, norm=norm, random_start=False))(o)
+    run = jax.jit(lambda b: robust.apply(params, {}, b, context()))
+    loss, aux = run(batch)
+    way = np.sign(W) if norm == "linf" else W / np.linalg.norm(W)
+    moved = np.asarray(batch["x"]) - 0.1 * np.asarray(batch["y"])[:, None] * way
+    np.testing.assert_allclose(aux.outputs, moved @ W, rtol=1e-4)
+    assert float(loss) == pytest.approx(2 * np.log1p(np.exp(-float(batch["y"][0]) * (moved[0] @ W))) / 2, rel=1e-4)
+
+
+def test_a_probe_sees_the_parameters_that_the_model_is_applied_with() -> None:
+    """A reparametrisation turns w into -w. To the left of it, too, an attack by the plain loss goes against the net
+    that is measured: x - eps y sign(-w). With the raw parameters it would help it."""
+    o, params = linear()
+    turned = map_params(lambda p, s: tmap(lambda w: -w, p), name="turn")
+    batch, attack = points(), fgsm(eps=0.1)
+    x, y = (np.asarray(batch[k]) for k in ("x", "y"))
+    for full in (chain(adversarial(attack, probe=o), turned)(o), chain(turned, adversarial(attack, probe=o))(o)):
+        _, aux = jax.jit(lambda p, f=full: f.apply(p, {}, batch, context()))(params)
+        np.testing.assert_allclose(aux.outputs, (x + 0.1 * y[:, None] * np.sign(W)) @ -W, rtol=1e-4)
+
+
+def test_attacks_that_make_no_sense() -> None:
+    wrong: Any = "Linf"
+    with pytest.raises(ValueError, match=r"pgd: norm: 'Linf' is not one of the choices \(did you mean 'linf'\?\)"):
+        pgd(eps=0.1, norm=wrong)  # was an l2 attack
+    for kw in ({}, {"step_size": 0.1}):
+        with pytest.raises(ValueError, match="pgd: 0 steps are no attack"):
+            pgd(eps=0.1, steps=0, **kw)
+
+
 @pytest.mark.parametrize("train_mode", [False, True])
 def test_probes_run_in_evaluation_mode_unless_told_and_change_no_state(train_mode: bool) -> None:
     o, params = linear()
@@ -349,6 +384,26 @@ def test_sam_by_hand() -> None:
     assert float(loss) == 6.5  # (9 + 4) / 2
 
 
+def test_sam_on_some_scopes_by_hand() -> None:
+    """(w1^2 + 4 w2^2) / 2 with w2 in a scope of its own: g = (3, 4). On w1 alone |g| = 3, so w' = (3 + .5, 1): the loss
+    there is (3.5^2 + 4) / 2 = 8.125, its gradient (3.5, 4). On all scopes w1 would get .3 of the .5."""
+
+    def apply(params: Params, state: State, batch: Batch, ctx: Ctx) -> tuple[Array, Aux]:
+        loss = 0.5 * (jnp.square(params["lora"]["w"]) + 4 * jnp.square(params["model"]["w"]))
+        return loss, Aux({}, None, loss[None], jnp.ones(()), {})
+
+    start = {"lora": {"w": f32(3.0)}, "model": {"w": f32(1.0)}}
+    o = Objective(lambda b, c: (start, {}), apply)
+    context_of = {"sam": {"rho": 0.5}}
+    by_settings = transforms.build(("sam",), context_of, base=o, trainable=("lora",))[0](o)
+    for some in (transforms.sam(rho=0.5, only=("lora",))(o), by_settings):
+        g, loss, _ = jax.jit(lambda p, some=some: grad_of(some)(p, {}, {}, {}, context()))(start)
+        assert float(loss) == pytest.approx(8.125)
+        assert (float(g["lora"]["w"]), float(g["model"]["w"])) == pytest.approx((3.5, 4.0))
+    with pytest.raises(ValueError, match=r"sam: only names \['lroa'\], the parameters have the scopes \['lora', 'model'\]"):
+        transforms.sam(only=("lroa",))(o).apply(start, {}, {}, context())
+
+
 def test_sam_at_a_minimum_is_finite() -> None:
     o = transforms.sam(rho=0.5)(bowl())
     run = jax.jit(lambda p, s: grad_of(o)(p, {}, s, {}, context()))
@@ -377,6 +432,19 @@ def test_l2_by_hand() -> None:
         both = g2["model"][name], g["model"][name]
         np.testing.assert_allclose(both[0]["kernel"] - both[1]["kernel"], 0.3 * kernel, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(both[0]["bias"], both[1]["bias"], rtol=1e-5, atol=1e-7)
+
+
+def test_penalties_of_two_scopes_are_told_apart() -> None:
+    """A 1 x 2 matrix (3, 4) under "model": 12.5; (2, 0) under "other": 2. Weights .1 and 1: 1.25 + 2 on top."""
+    params = {"model": {"w": f32([[3.0, 4.0]])}, "other": {"w": f32([[2.0, 0.0]])}}
+    aux = Aux({}, None, jnp.zeros(1), jnp.ones(()), {})
+    o = Objective(lambda b, c: (params, {}), lambda p, s, b, c: (jnp.zeros(()), aux))
+    both = chain(transforms.l2(weight=0.1), transforms.l2(weight=1.0, scope="other"))(o)
+    loss, told = both.apply(params, {}, {}, context())
+    assert float(loss) == pytest.approx(3.25)
+    assert {k: v.compute() for k, v in told.metrics.items()} == {"l2": 12.5, "l2_other": 2.0}
+    with pytest.raises(ValueError, match="l2: no scope 'modle' .did you mean 'model'"):
+        transforms.l2(weight=0.1, scope="modle")(o).apply(params, {}, {}, context())
 
 
 def test_lora_starts_as_the_identity_and_trains_alone() -> None:
@@ -493,6 +561,35 @@ def test_the_bound_under_mask_and_weight() -> None:
     assert float(loss) == pytest.approx((2 * plain[0] + plain[1]) / 2, rel=1e-5)
     assert aux.metrics["nll"].compute() == pytest.approx((plain[0] + plain[1]) / 2, rel=1e-5)
     np.testing.assert_allclose(aux.per_example, [plain[0], plain[1], 0, 0], rtol=1e-5)
+
+
+def test_padding_of_nan_reaches_no_gradient_of_the_bound() -> None:
+    o, params, batch = latent(4)
+    full = transforms.importance_weighted(losses.log_importance_weight, samples=3)(o)
+    batch = batch | {"mask": f32([1, 1, 0, 0])}
+    hole = {k: batch[k].at[3].set(jnp.nan) for k in ("x", "y")}
+    run = jax.jit(jax.value_and_grad(lambda p, b: full.apply(p, {}, b, context())[0]))
+    assert gap(run(params, batch | hole), run(params, batch)) < 1e-6
+
+
+def test_what_is_added_inside_of_the_bound_stays() -> None:
+    """l2 is no part of a row, so its place does not matter: the same loss and gradient to the left and to the right,
+    .3 / 2 times the squares of the kernels above the bound's own. The rows' loss is gone, whatever it was."""
+    o, params, batch = latent(4)
+    batch = batch | {"mask": f32([1, 1, 1, 0]), "weight": f32([2, 1, 0.5, 7])}
+    tight, penalty = transforms.importance_weighted(losses.log_importance_weight, samples=4, chunk=2), transforms.l2(weight=0.3)
+    scaled = supervised(AUTO, partial(losses.negative_elbo, beta=9.0))
+    made = [tight(o), chain(penalty, tight)(o), chain(tight, penalty)(o), tight(scaled)]
+    (bare, _), left, right, (other, _) = jax.jit(
+        lambda p: [jax.value_and_grad(lambda q, f=f: f.apply(q, {}, batch, context())[0])(p) for f in made]
+    )(params)
+    squares = sum((np.asarray(w) ** 2).sum() for w in jax.tree.leaves(params) if w.ndim == 2)
+    assert float(left[0]) == pytest.approx(float(bare) + 0.15 * squares, rel=1e-5)
+    assert gap(left, right) < 1e-4
+    assert float(other) == pytest.approx(float(bare), rel=1e-5)
+    (_, aux), (_, inert) = (chain(tight, penalty)(o).apply(params, {}, batch, c) for c in (context(), context().eval()))
+    assert {"l2", "nll"} <= aux.metrics.keys()
+    assert "l2" not in inert.metrics
 
 
 # ---- from settings

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import optax
 
 Array = jax.Array
 LOG_2PI = 1.8378770664093453
@@ -18,7 +17,7 @@ def cross_entropy(logits: Array, y: Array) -> Array:
     """-log softmax(logits)[y] in nats.
 
     Args:
-      logits: f32[..., C]. A class that is ruled out may have the logit -inf, where y is an index.
+      logits: f32[..., C]. A class that y rules out may have the logit -inf.
       y: i32[...] class indices in [0, C), or f32[..., C] a distribution over the classes. Which one is decided by the
         dtype.
 
@@ -33,13 +32,17 @@ def cross_entropy(logits: Array, y: Array) -> Array:
     1.3863
     """
     if not are_indices(y, logits):
-        return optax.softmax_cross_entropy(logits, y)
+        return _expected(logits, y)
     classes = logits.shape[-1]
     y = y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)  # u8 cannot count 300 classes
-    # Selected, not multiplied: 0 * inf is NaN for a class that is ruled out.
-    hit = jax.nn.one_hot(y, classes, dtype=jnp.bool_)
-    loss = -jnp.sum(jnp.where(hit, jax.nn.log_softmax(logits), 0), -1)
+    loss = _expected(logits, jax.nn.one_hot(y, classes, dtype=logits.dtype))
     return jnp.where((y >= 0) & (y < classes), loss, jnp.nan)
+
+
+def _expected(logits: Array, p: Array) -> Array:
+    """-sum_c p_c log softmax(logits)_c, with 0 log 0 = 0 for a class that is ruled out."""
+    log_q = jax.nn.log_softmax(logits)
+    return -jnp.sum(jnp.where(p == 0, 0, p * log_q), -1)
 
 
 def are_indices(y: Array, logits: Array) -> bool:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from umbrella.choices import one_of
 from umbrella.gradients import GradFn, interleaved
 from umbrella.metrics import Mean, merge
 from umbrella.objective import Array, Batch, Ctx, Params, PyTree, View
@@ -20,6 +21,8 @@ from umbrella.train_state import TrainState
 
 tmap = jax.tree.map
 Metrics = dict[str, Any]
+Policy = Literal["skip", "halt"]
+Lanes = Literal["own", "shared"]
 WATCHED = ("objective", "grad_norm")  # what update reports and guard reads
 RESERVED = ("ema", "guard")  # slots of opt_state that no update may have
 
@@ -224,7 +227,7 @@ def ema(decay: float, *, only: tuple[str, ...] = ()) -> After:
     return After(init, apply)
 
 
-def guard(step: Step, policy: Literal["skip", "halt"] = "skip") -> Step:
+def guard(step: Step, policy: Policy = "skip") -> Step:
     """Watches what `update` reports, on the device: "objective" and "grad_norm" must be finite. Outermost.
 
     skip: a bad update is undone, all or nothing, lane by lane: everything but the counter stays as it was, to the bit,
@@ -236,7 +239,11 @@ def guard(step: Step, policy: Literal["skip", "halt"] = "skip") -> Step:
       the bad step can be made again from any earlier one.
 
     Both report "skipped", 1 for a bad step (under halt also for all steps after it), whose other metrics are left out.
+
+    Raises:
+      ValueError: no such policy; while tracing: the step reports nothing that could be watched.
     """
+    one_of("guard: policy", policy, Policy)
 
     def init(ts: TrainState) -> TrainState:
         ts = step.init(ts)
@@ -291,7 +298,7 @@ def program(
     *,
     fetch: Callable[[PyTree, Any], Batch] = stream,
     steps: int = 1,
-    lanes: Literal["own", "shared"] | None = None,
+    lanes: Lanes | None = None,
 ) -> Program:
     """(ts, frozen, resident, slot) -> (ts, metrics), not yet compiled: builds the context, fetches, steps, counts.
 
@@ -300,9 +307,13 @@ def program(
       steps: how many steps a call makes; the slot then has a leading axis of that size (after the lanes' axis), and the
         metrics are summed. Equal to as many calls to the bit.
       lanes: None for one run; K runs as one program when the state has a leading axis [K]: "own", every lane has its
-        own
-        slot, as its solo run would; "shared", all see the same (paired comparisons).
+        own slot, as its solo run would; "shared", all see the same (paired comparisons).
+
+    Raises:
+      ValueError: no such lanes.
     """
+    if lanes is not None:
+        one_of("program: lanes", lanes, Lanes)
 
     def one(ts: TrainState, frozen: PyTree, resident: PyTree, slot: PyTree) -> tuple[TrainState, Metrics]:
         ctx = Ctx(jax.random.fold_in(ts.key, ts.step), ts.step, frozen)

@@ -5,10 +5,12 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
+from umbrella.choices import one_of
 from umbrella.settings import Count, Fraction
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "tanh": nn.tanh}
 Activation = Literal["relu", "gelu", "silu", "tanh"]
+Norm = Literal["none", "layer", "batch"]
 
 
 class MLP(nn.Module):
@@ -19,14 +21,22 @@ class MLP(nn.Module):
       hidden: width of each hidden layer.
       dropout: probability of dropping a hidden unit, after the activation (Srivastava et al. 2014).
       norm: what stands between a hidden layer and its activation. A layer before a norm has no bias: its gradient
-        would be zero but for rounding, on which it would walk.
+        would be zero but for rounding, on which it would walk. The statistics of "batch" count padded rows, too.
+
+    Raises:
+      ValueError: no such activation or norm.
     """
 
     out: Count
     hidden: tuple[Count, ...] = (128,)
     activation: Activation = "relu"
     dropout: Fraction = 0.0
-    norm: Literal["none", "layer", "batch"] = "none"
+    norm: Norm = "none"
+
+    def __post_init__(self) -> None:
+        one_of("MLP: activation", self.activation, Activation)
+        one_of("MLP: norm", self.norm, Norm)
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from umbrella.choices import one_of
 from umbrella.models.mlp import ACTIVATIONS, Activation
 from umbrella.settings import Count
 
@@ -23,6 +24,9 @@ class VAE(nn.Module):
       hidden: widths of the encoder's hidden layers; the decoder mirrors them.
       scale: whether the likelihood needs a width.
 
+    Raises:
+      ValueError: no such activation.
+
     Source: Kingma and Welling 2014; the sizes 200-200-50 with tanh are Burda et al. 2016, appendix.
     """
 
@@ -31,6 +35,10 @@ class VAE(nn.Module):
     hidden: tuple[Count, ...] = (200, 200)
     activation: Activation = "tanh"
     scale: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("VAE: activation", self.activation, Activation)
+        super().__post_init__()
 
     def setup(self) -> None:
         self.encoder = [nn.Dense(w) for w in self.hidden]

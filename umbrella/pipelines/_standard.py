@@ -62,7 +62,8 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
     batches = train_data(dataset, p.columns, run)
 
     def made(names: tuple[str, ...]) -> tuple[Transform, ...]:
-        return transforms.build(names, sections, log=log, base=p.base, **p.context)
+        given = {**p.context, "base": p.base, "trainable": common.trainable}
+        return transforms.build(names, sections, log=log, **given)
 
     techniques = made(common.techniques)
     train = chain(p.outer, *techniques)(p.base)

@@ -17,7 +17,7 @@ from umbrella.transforms.batch import binarise, label_smoothing, mixup, pixels, 
 from umbrella.transforms.bound import importance_weighted
 from umbrella.transforms.penalty import l2
 from umbrella.transforms.reparam import lora
-from umbrella.transforms.sam import sam
+from umbrella.transforms.sam import sam, sam_of_trainable
 
 __all__ = [
     "TABLE",
@@ -46,7 +46,7 @@ TABLE: dict[str, Callable[..., Transform]] = {
     "label_smoothing": label_smoothing,
     "lora": lora,
     "mixup": mixup,
-    "sam": sam,
+    "sam": sam_of_trainable,
 }
 
 
@@ -62,7 +62,8 @@ def build(
     A section is named after its technique, or names it: pgd40 = dict(technique="adversarial", steps=40).
 
     Args:
-      context: what the pipeline provides for the factories' positional parameters: base, classes, bounds...
+      context: what the pipeline provides for the factories' positional parameters: base, classes, bounds,
+        trainable...
 
     Raises:
       SettingsError: no such technique, or settings that do not fit it.

@@ -5,9 +5,12 @@ from typing import Any, Literal, Protocol
 import jax
 import jax.numpy as jnp
 
+from umbrella.choices import one_of
 from umbrella.objective import Array, Aux, Batch, Ctx, Objective, Params, State, Transform, stop_gradient
 from umbrella.settings import Count, NonNegative, Positive
 from umbrella.unroll import unroll
+
+Norm = Literal["linf", "l2"]
 
 
 class Attack(Protocol):
@@ -24,11 +27,14 @@ def adversarial(
     """Replaces the input by what `attack` makes of it, in training and in evaluation.
 
     So `adversarial(pgd(...))(base)` is adversarial training when it is stepped on, and robust accuracy when it is
-    evaluated.
+    evaluated. Probes see the batch without its "weight": a row that weighs nothing in the loss is attacked all the
+    same, since metrics count it.
 
     Args:
-      probe: the objective that the attack climbs; what is wrapped when None. What stands to the left has changed the
-        batch already: to attack the true labels under label smoothing, put the attack to the left of it.
+      probe: the objective that the attack climbs; what is wrapped when None. It is given the effective parameters (what
+        the wrapped objective resolves to), so a reparametrisation that is wrapped must not be in it once more. What
+        stands to the left has changed the batch already: to attack the true labels under label smoothing, put the
+        attack to the left of it.
       train_mode: whether probes run in training mode. By default they run in evaluation mode (no dropout, BatchNorm by
         its running averages), which switches off every train-only transform inside, too. Their state is thrown away:
         one pass counts.
@@ -43,7 +49,9 @@ def adversarial(
         def apply(params: Params, state: State, batch: Batch, ctx: Ctx) -> tuple[Array, Aux]:
             with jax.named_scope("adversarial"):
                 looking = ctx if train_mode else ctx.eval()
-                x = attack(target, stop_gradient(params), state, batch, looking, on)
+                at = stop_gradient(params if probe is None else o.resolve(params, state))
+                seen = {k: v for k, v in batch.items() if k != "weight"}
+                x = attack(target, at, state, seen, looking, on)
             return o.apply(params, state, put(batch, on, stop_gradient(x)), ctx)
 
         return o._replace(apply=apply)
@@ -56,23 +64,33 @@ def pgd(
     eps: float,
     steps: int = 7,
     step_size: float | None = None,
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Norm = "linf",
     random_start: bool = True,
     bounds: tuple[float, float] | None = None,
 ) -> Attack:
     """Projected gradient ascent on the loss within a ball around the input.
 
+    Against cross-entropy it overstates the robustness of a model with large logits: where the probability of the label
+    rounds to 1 the gradient is exactly zero, and the row stays where it is. Scaling the logits of a model up, or
+    training it for long, is enough for that (Carlini and Wagner 2017, section 8; Croce and Hein 2020, section 4). A
+    `probe` whose loss is a margin of logits does not saturate.
+
     Args:
       eps: the radius, in units of the input. 0 returns the input.
-      steps: gradient steps.
+      steps: gradient steps, at least 1.
       step_size: in units of the input; 2.5 eps / steps when None, so that the attack can cross the ball (Madry et al.).
       norm: "linf", or "l2" over all axes of an example.
       random_start: uniform in the linf ball, uniform on the l2 sphere's directions with a uniform radius.
       bounds: the valid range of an input; the result is clipped into it.
 
+    Raises:
+      ValueError: no such norm, or less than one step.
+
     Source: Madry et al. 2018, section 2.1.
     """
-    ball: type[_Linf] | type[_L2] = _Linf if norm == "linf" else _L2
+    ball: type[_Linf] | type[_L2] = {"linf": _Linf, "l2": _L2}[one_of("pgd: norm", norm, Norm)]
+    if steps < 1:
+        raise ValueError(f"pgd: {steps} steps are no attack; the input itself is eps=0")
     size = 2.5 * eps / steps if step_size is None else step_size
 
     def attack(objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str) -> Array:
@@ -119,7 +137,7 @@ def pgd_adversarial(
     eps: NonNegative,
     steps: Count = 7,
     step_size: Positive | None = None,
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Norm = "linf",
     random_start: bool = True,
     probe: Literal["wrapped", "base"] = "wrapped",
     train_mode: bool = False,

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from umbrella.metrics import Mean
-from umbrella.objective import Array, Aux, Batch, Ctx, Objective, Params, State, Transform, stop_gradient
+from umbrella.metrics import Mean, mask_of
+from umbrella.objective import Array, Aux, Batch, Ctx, Objective, Params, State, Transform, harmless, stop_gradient
 from umbrella.settings import Count
 from umbrella.unroll import unroll
 
@@ -20,7 +20,11 @@ def importance_weighted(
 
     The wrapped objective is run once per sample with its own noise, `chunk` samples at a time under vmap, so what does
     not depend on the noise (the encoder) is computed once per chunk. Reports the bound as "nll"; one sample is the
-    wrapped objective's single-sample bound.
+    wrapped objective's single-sample bound. State, outputs and metrics are those of the first sample's pass.
+
+    It takes the place of the wrapped objective's rows and of nothing else: what a technique to the right has added to
+    the loss, such as a penalty, stays. A weight inside of the rows, a beta of the KL term, has no meaning here and goes
+    with them.
 
     Args:
       log_weight: (outputs, y) -> f32[B], log p(y, z) - log q(z | y) at the z of the pass.
@@ -41,9 +45,11 @@ def importance_weighted(
             if "y" not in batch:
                 raise ValueError("importance_weighted needs y: put it inside (to the right of) what makes the target")
 
-            def weigh(i: Array) -> tuple[Array, Aux]:
-                _, aux = o.apply(params, state, batch, ctx.fork("sample", i))
-                return log_weight(aux.outputs, batch["y"]), aux
+            y = harmless(batch)["y"]
+
+            def weigh(i: Array) -> tuple[Array, tuple[Array, Aux]]:
+                told = o.apply(params, state, batch, ctx.fork("sample", i))
+                return log_weight(told[1].outputs, y), told
 
             def turn(total: Array, indices: Array) -> tuple[Array, None]:
                 logs, _ = jax.vmap(weigh)(indices)
@@ -51,16 +57,23 @@ def importance_weighted(
 
             with jax.named_scope("importance_weighted"):
                 indices = jnp.arange(samples).reshape(-1, size)
-                first, aux = weigh(indices[0, 0])  # gives state, outputs and count
-                total = jnp.full(first.shape, -jnp.inf, first.dtype)
-                total, _ = jax.lax.scan(turn, total, indices, unroll=unroll(indices.shape[0]))
+                logs, told = jax.vmap(weigh)(indices[0])
+                first, aux = jax.tree.map(lambda x: x[0], told)
+                total = jax.nn.logsumexp(logs, axis=0)
+                if len(indices) > 1:
+                    total, _ = jax.lax.scan(turn, total, indices[1:], unroll=unroll(len(indices) - 1))
                 losses = jnp.log(jnp.asarray(samples, total.dtype)) - total
-            mask = batch["mask"] if "mask" in batch else jnp.ones(losses.shape, losses.dtype)
+            mask = mask_of(batch, losses)
+
+            def mean(rows: Array) -> Array:
+                kept = jnp.where(mask > 0, mask * rows, 0)
+                kept = jnp.where(mask > 0, kept * batch["weight"], 0) if "weight" in batch else kept
+                return jnp.sum(kept) / jnp.maximum(aux.count, 1)
+
             kept = jnp.where(mask > 0, mask * losses, 0)
-            weighted = kept * batch["weight"] if "weight" in batch else kept
-            told = {**aux.metrics, "nll": Mean(stop_gradient(jnp.sum(kept)), jnp.sum(mask))}
-            loss = jnp.sum(weighted) / jnp.maximum(aux.count, 1)
-            return loss, aux.replace(per_example=jnp.where(mask > 0, losses, 0), metrics=told)
+            metrics = {**aux.metrics, "nll": Mean(stop_gradient(jnp.sum(kept)), jnp.sum(mask))}
+            loss = mean(losses) + (first - mean(aux.per_example))
+            return loss, aux.replace(per_example=jnp.where(mask > 0, losses, 0), metrics=metrics)
 
         return o._replace(apply=apply)
 
