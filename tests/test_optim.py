@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.helpers import bits
+from tests.helpers import bits, gap
 from umbrella import optim
 from umbrella.settings import SettingsError, duration
 
@@ -26,7 +26,7 @@ def to_steps(text: str) -> int:
 
 
 def build(**kw: Any) -> optax.GradientTransformation:
-    return optim.build(TOTAL, to_steps, **kw)
+    return optim.build(kw, total_steps=TOTAL, to_steps=to_steps)
 
 
 def go(tx: optax.GradientTransformation, params: Any = PARAMS, grads: Any = GRADS, steps: int = 1) -> Any:
@@ -45,6 +45,7 @@ def go(tx: optax.GradientTransformation, params: Any = PARAMS, grads: Any = GRAD
 
 
 # ---- schedules
+# Warm-up: 2 (t + 1) / 21.
 # Peak 2, from the end of the warm-up (step 20) to the end (step 100); final share 0.1; so half-way is step 60.
 @pytest.mark.parametrize(
     ("kind", "values"),
@@ -58,7 +59,7 @@ def go(tx: optax.GradientTransformation, params: Any = PARAMS, grads: Any = GRAD
 def test_schedules_by_hand(kind: str, values: dict[int, float]) -> None:
     warmed = optim.learning_rate_schedule(TOTAL, 2.0, kind, 20, 0.1)
     with jax.numpy_dtype_promotion("standard"):
-        for step, value in {0: 0.0, 5: 0.5, 10: 1.0, 19: 1.9, **values, 500: values[100]}.items():
+        for step, value in {0: 2 / 21, 5: 12 / 21, 10: 22 / 21, 19: 40 / 21, **values, 500: values[100]}.items():
             assert float(warmed(step)) == pytest.approx(value, rel=1e-5), step
         cold = optim.learning_rate_schedule(TOTAL, 2.0, kind, 0, 0.1)
         assert float(cold(0)) == 2.0
@@ -73,12 +74,12 @@ def test_schedules_that_make_no_sense() -> None:
 
 
 def test_the_warm_up_is_read_as_a_duration() -> None:
-    """Two epochs of ten steps; lr 1: after the step at count 10 the parameter has moved by half a gradient of 1."""
+    """Two epochs of ten steps, lr 1, a gradient of 1: the first step moves by 1 / 21, that at count 10 by 11 / 21."""
     tx = build(name="sgd", learning_rate=1.0, warmup="2 epochs")
     one = {"w": jnp.asarray([0.0])}
-    moved = np.diff([float(go(tx, one, {"w": jnp.asarray([1.0])}, n)["w"][0]) for n in (1, 10, 11)])
-    # sum over counts 1..9 of c / 20 is 45 / 20 = 2.25; then 10 / 20.
-    np.testing.assert_allclose(moved, [-2.25, -0.5], rtol=1e-5)
+    at = [float(go(tx, one, {"w": jnp.asarray([1.0])}, n)["w"][0]) for n in (1, 10, 11)]
+    # Counts 0 to 9 add up to (1 + ... + 10) / 21 = 55 / 21.
+    np.testing.assert_allclose(at, [-1 / 21, -55 / 21, -66 / 21], rtol=1e-5)
 
 
 # ---- one step by hand
@@ -103,7 +104,67 @@ def test_decoupled_weight_decay_by_hand(name: str) -> None:
     """
     w, g = {"w": jnp.asarray([4.0])}, {"w": jnp.asarray([0.5])}
     assert float(go(build(name=name, learning_rate=0.1, weight_decay=0.25), w, g)["w"][0]) == pytest.approx(3.8)
-    assert float(go(build(name=name, learning_rate=0.1), w, g)["w"][0]) == pytest.approx(3.9)
+    assert float(go(build(name=name, learning_rate=0.1, weight_decay=0), w, g)["w"][0]) == pytest.approx(3.9)
+
+
+@pytest.mark.parametrize(
+    ("name", "rival"),
+    [
+        ("adam", optax.adam(0.1)),
+        ("adamw", optax.adamw(0.1)),  # which decays; the name alone made adam
+        ("lion", optax.lion(0.1, b1=0.9, b2=0.99, weight_decay=0)),
+        ("rmsprop", optax.rmsprop(0.1, decay=0.999, eps=1e-8, eps_in_sqrt=True)),
+        ("sgd", optax.sgd(0.1)),
+    ],
+)
+def test_an_optimiser_by_its_name_alone_is_optaxs(name: str, rival: optax.GradientTransformation) -> None:
+    """Gradients that change sign, for five steps; lion's b2 is the paper's .99."""
+    signs = [1.0, -0.5, 2.0, -3.0, 0.1]
+    ends = []
+    for tx in (build(name=name, learning_rate=0.1), rival):
+        params, state = PARAMS, tx.init(PARAMS)
+        with jax.numpy_dtype_promotion("standard"):
+            for sign in signs:
+                updates, state = tx.update(jax.tree.map(lambda g, f=sign: f * g, GRADS), state, params)
+                params = optax.apply_updates(params, updates)
+        ends.append(params)
+    assert gap(*ends) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"name": "adam", "momentum": 0.9}, "momentum: adam has no such setting"),
+        ({"name": "adamw", "nesterov": True}, "nesterov: adamw has no such setting"),
+        ({"name": "sgd", "b1": 0.9}, "b1: sgd has no such setting"),
+        ({"name": "sgd", "nesterov": True}, "nesterov: it needs a momentum"),
+        ({"name": "sgd", "momentun": 0.9}, "momentun: sgd has no such setting (did you mean 'momentum'?)"),
+        ({"name": "rmsprop", "momentum": 0.9}, "momentum: rmsprop has no such setting"),
+        ({"name": "lion", "epsilon": 1e-6}, "epsilon: lion has no such setting"),
+        ({"final": 0.1}, "final: a constant schedule has no end"),
+        ({"learning_rat": 0.1}, "learning_rat: adam has no such setting (did you mean 'learning_rate'?)"),
+        ({"name": "adm"}, "name: no optimizer 'adm' (did you mean 'adam'?)"),
+        ({"b1": 1.0}, "b1: 1.0 must be in [0, 1)"),
+        ({"clip": -1.0}, "clip: -1.0 must be > 0"),
+    ],
+)
+def test_what_an_optimiser_does_not_take_is_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        build(**settings)
+    assert str(error.value).startswith(f"config.optimizer.{says}")
+
+
+def test_the_resolved_settings_are_those_of_the_optimiser_and_are_taken_again() -> None:
+    shared = {"schedule": "constant", "warmup": "never", "final": None, "clip": None, "rules": ()}
+    for config, own in (
+        ({"name": "lion", "learning_rate": 1}, {"b1": 0.9, "b2": 0.99, "weight_decay": 0.0}),
+        ({"name": "adamw", "learning_rate": 1}, {"b1": 0.9, "b2": 0.999, "epsilon": 1e-8, "weight_decay": 1e-4}),
+        ({"name": "sgd", "learning_rate": 1}, {"momentum": 0.0, "nesterov": False, "weight_decay": 0.0}),
+    ):
+        log: dict[str, Any] = {}
+        optim.build(config, total_steps=TOTAL, to_steps=to_steps, log=log)
+        assert log == {"optimizer": {**config, "learning_rate": 1.0, **own, **shared}}
+        optim.build(log["optimizer"], total_steps=TOTAL, to_steps=to_steps)
 
 
 def test_rmsprop_and_lion_by_hand() -> None:
@@ -120,6 +181,17 @@ def test_clip_by_hand() -> None:
     np.testing.assert_allclose([clipped["a"][0], clipped["b"][0]], [-0.6, -0.8], rtol=1e-5)
     whole = go(build(name="sgd", learning_rate=1.0, clip=6.0), w, g)
     np.testing.assert_allclose([whole["a"][0], whole["b"][0]], [-3.0, -4.0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [{"freeze": True}, {"lr": 0.0}])
+def test_what_is_not_trained_does_not_count_in_the_norm(rule: dict[str, Any]) -> None:
+    """Gradients 3, 4 and, untrained, 1000: the norm is 5 and 1 of it is left, (.6, .8). With the 1000: .003, .004."""
+    w = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
+    g = {"a": jnp.asarray([3.0, 4.0]), "b": jnp.asarray([1000.0])}
+    tx = build(name="sgd", learning_rate=1.0, clip=1.0, rules=(("b", rule), (".*", {})))
+    after = go(tx, w, g)
+    np.testing.assert_allclose(after["a"], [-0.6, -0.8], rtol=1e-5)
+    assert float(after["b"][0]) == 0
 
 
 # ---- rules

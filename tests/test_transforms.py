@@ -400,7 +400,9 @@ def test_sam_on_some_scopes_by_hand() -> None:
         g, loss, _ = jax.jit(lambda p, some=some: grad_of(some)(p, {}, {}, {}, context()))(start)
         assert float(loss) == pytest.approx(8.125)
         assert (float(g["lora"]["w"]), float(g["model"]["w"])) == pytest.approx((3.5, 4.0))
-    with pytest.raises(ValueError, match=r"sam: only names \['lroa'\], the parameters have the scopes \['lora', 'model'\]"):
+    with pytest.raises(
+        ValueError, match=r"sam: only names \['lroa'\], the parameters have the scopes \['lora', 'model'\]"
+    ):
         transforms.sam(only=("lroa",))(o).apply(start, {}, {}, context())
 
 
@@ -577,7 +579,8 @@ def test_what_is_added_inside_of_the_bound_stays() -> None:
     .3 / 2 times the squares of the kernels above the bound's own. The rows' loss is gone, whatever it was."""
     o, params, batch = latent(4)
     batch = batch | {"mask": f32([1, 1, 1, 0]), "weight": f32([2, 1, 0.5, 7])}
-    tight, penalty = transforms.importance_weighted(losses.log_importance_weight, samples=4, chunk=2), transforms.l2(weight=0.3)
+    tight = transforms.importance_weighted(losses.log_importance_weight, samples=4, chunk=2)
+    penalty = transforms.l2(weight=0.3)
     scaled = supervised(AUTO, partial(losses.negative_elbo, beta=9.0))
     made = [tight(o), chain(penalty, tight)(o), chain(tight, penalty)(o), tight(scaled)]
     (bare, _), left, right, (other, _) = jax.jit(

@@ -67,10 +67,10 @@ def microbatch(k: int) -> GradTransform:
     """The gradient of a batch by k slices in turn, at 1/k of the memory: count-weighted sums, so masks stay exact.
 
     Slice i holds the rows i, i + k, i + 2k, ...: so every slice lies on all the devices that the batch lies on, each of
-    which computes its share. State is threaded through the slices in order (an average would wipe BatchNorm's statistics on
-    an empty slice, and means nothing for spectral norms or codebooks); the per-example scope "carry" is sliced with the
-    batch. Outputs and features are dropped. Not exact, by nature: BatchNorm (ghost batches), SAM, mixup, attacks with
-    random starts, terms with a denominator of their own.
+    which computes its share. State is threaded through the slices in order (an average would wipe BatchNorm's
+    statistics on an empty slice, and means nothing for spectral norms or codebooks); the per-example scope "carry" is
+    sliced with the batch. Outputs and features are dropped. Not exact, by nature: BatchNorm (ghost batches), SAM,
+    mixup, attacks with random starts, terms with a denominator of their own.
 
     Raises (while tracing):
       ValueError: k does not divide the batch.

@@ -5,63 +5,135 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from umbrella import settings
+from umbrella.choices import one_of
 from umbrella.objective import PyTree
 from umbrella.settings import Cadence, Fraction, NonNegative, Positive, SettingsError, fits, near
 
 Schedule = Callable[[Any], Any]
+Kind = Literal["constant", "cosine", "linear", "exponential"]
 RULE_KEYS = {"lr": NonNegative, "decay": NonNegative, "freeze": bool}
 
 
+# ---------------------------------------------------------------------------------------------------- one per optimiser
+def adam(*, b1: Fraction = 0.9, b2: Fraction = 0.999, epsilon: Positive = 1e-8) -> optax.GradientTransformation:
+    """Source: Kingma and Ba 2015, algorithm 1."""
+    return optax.scale_by_adam(b1=b1, b2=b2, eps=epsilon)
+
+
+def sgd(*, momentum: Fraction = 0.0, nesterov: bool = False) -> optax.GradientTransformation:
+    """Source: Sutskever et al. 2013, on both kinds of momentum.
+
+    Raises:
+      SettingsError: nesterov without momentum, which it is a kind of.
+    """
+    if nesterov and not momentum:
+        raise SettingsError("config.optimizer.nesterov: it needs a momentum; give optimizer.momentum, such as 0.9")
+    return optax.trace(momentum, nesterov=nesterov) if momentum else optax.identity()
+
+
+def rmsprop(*, b2: Fraction = 0.999, epsilon: Positive = 1e-8) -> optax.GradientTransformation:
+    """Source: Tieleman and Hinton 2012, lecture 6.5; b2 is the decay of the mean square."""
+    return optax.scale_by_rms(decay=b2, eps=epsilon)
+
+
+def lion(*, b1: Fraction = 0.9, b2: Fraction = 0.99) -> optax.GradientTransformation:
+    """Source: Chen et al. 2023, algorithm 2, with its defaults."""
+    return optax.scale_by_lion(b1=b1, b2=b2)
+
+
+TABLE: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": adam,
+    "adamw": adam,
+    "lion": lion,
+    "rmsprop": rmsprop,
+    "sgd": sgd,
+}
+ADAMW_DECAY = 1e-4  # optax.adamw's default: without any decay the name would say what is not done
+
+
+# ------------------------------------------------------------------------------------------------------------ the chain
 def build(
+    config: Mapping[str, Any],
+    *,
+    total_steps: int,
+    to_steps: Callable[[str], int],
+    log: dict[str, Any] | None = None,
+) -> optax.GradientTransformation:
+    """The optax optimiser that config["name"] names (adam when it names none), by its own settings and by `around`'s.
+
+    Args:
+      config: "name", the settings of that optimiser, those of `around`.
+      total_steps: the length of the run, which the schedules end at.
+      to_steps: reads a duration such as "2 epochs".
+      log: receives the resolved settings under "optimizer".
+
+    Raises:
+      SettingsError: no such optimiser, a setting that it does not take, or one that does not fit.
+    """
+    config = {"name": "adam", **config}
+    factory, rest = settings.choose(TABLE, config, "optimizer")
+    name = config["name"]
+    own, shared = settings.accepts(factory), settings.accepts(around)
+    for key in rest:
+        if key not in own and key not in shared:
+            raise SettingsError(
+                f"config.optimizer.{key}: {name} has no such setting{near(str(key), {**own, **shared})}"
+            )
+    if name == "adamw":
+        rest.setdefault("weight_decay", ADAMW_DECAY)
+    parts = [
+        settings.check(f, {k: v for k, v in rest.items() if k in t}, "optimizer.")
+        for f, t in ((factory, own), (around, shared))
+    ]
+    if log is not None:
+        log["optimizer"] = {"name": name, **parts[0], **parts[1]}
+    return around(factory(**parts[0]), total_steps, to_steps, **parts[1])
+
+
+def around(
+    rule: optax.GradientTransformation,
     total_steps: int,
     to_steps: Callable[[str], int],
     *,
-    name: Literal["adam", "adamw", "sgd", "rmsprop", "lion"] = "adam",
     learning_rate: Positive = 1e-3,
-    schedule: Literal["constant", "cosine", "linear", "exponential"] = "constant",
+    schedule: Kind = "constant",
     warmup: Cadence = "never",
-    final: NonNegative = 0.0,
-    b1: Fraction = 0.9,
-    b2: Fraction = 0.999,
-    epsilon: Positive = 1e-8,
-    momentum: Fraction = 0.0,
-    nesterov: bool = False,
+    final: NonNegative | None = None,
     weight_decay: NonNegative = 0.0,
     clip: Positive | None = None,
     rules: tuple = (),
 ) -> optax.GradientTransformation:
-    """An optax optimiser: clip, then the named rule, then decoupled weight decay, then the learning rate.
+    """What every optimiser has: clip, then its rule, then decoupled weight decay, then the learning rate.
 
     Args:
-      total_steps: the length of the run, which the schedules end at.
-      to_steps: reads a duration such as "2 epochs".
       learning_rate: the peak.
       schedule: how it goes from the peak, after the warm-up, to `final` times the peak.
-      warmup: how long the learning rate rises, linearly, from zero.
-      final: the end of the schedule as a share of the peak; exponential needs it to be positive.
+      warmup: how long the learning rate rises, linearly, to the peak; the first step is not from zero.
+      final: the end of the schedule as a share of the peak, 0 when None; exponential needs it to be positive, constant
+        has none.
       weight_decay: decoupled, times the learning rate (Loshchilov and Hutter 2019); on every parameter but those whose
         rule says otherwise.
-      clip: the largest global norm of a gradient; None for none.
+      clip: the largest global norm of the gradient of what is trained: frozen parameters do not count. None for none.
       rules: (pattern, {"lr": factor, "decay": factor, "freeze": bool}) pairs over parameter paths such as
         "model/hidden_0/kernel". The first pattern that matches a whole path decides. Every parameter must be covered
         and every pattern must be the first match of some parameter, so that a typo is an error.
 
     Raises:
-      SettingsError: a rule of the wrong form; while tracing: a path that no rule covers, a rule that covers nothing.
+      SettingsError: settings that do not go together, a rule of the wrong form; while tracing: a path that no rule
+        covers, a rule that covers nothing.
     """
-    rate = learning_rate_schedule(total_steps, learning_rate, schedule, to_steps(warmup), final)
-    kind = {
-        "adam": lambda: optax.scale_by_adam(b1=b1, b2=b2, eps=epsilon),
-        "adamw": lambda: optax.scale_by_adam(b1=b1, b2=b2, eps=epsilon),
-        "sgd": lambda: optax.trace(momentum, nesterov=nesterov) if momentum else optax.identity(),
-        "rmsprop": lambda: optax.scale_by_rms(decay=b2, eps=epsilon),
-        "lion": lambda: optax.scale_by_lion(b1=b1, b2=b2),
-    }[name]()
+    if schedule == "constant" and final is not None:
+        raise SettingsError("config.optimizer.final: a constant schedule has no end; choose another optimizer.schedule")
+    rate = learning_rate_schedule(total_steps, learning_rate, schedule, to_steps(warmup), final or 0.0)
     checked = _checked(rules)
-    parts = [optax.clip_by_global_norm(clip)] if clip is not None else []
-    parts.append(kind)
+    parts = []
+    if clip is not None:
+        parts += [*([_still(checked)] if checked else []), optax.clip_by_global_norm(clip)]
+    parts.append(rule)
     if weight_decay:
         parts.append(_decay(weight_decay, checked))
     parts.append(optax.scale_by_learning_rate(rate))
@@ -71,13 +143,17 @@ def build(
 
 
 def learning_rate_schedule(
-    total_steps: int, peak: float, kind: str, warmup_steps: int = 0, final: float = 0.0
+    total_steps: int, peak: float, kind: Kind, warmup_steps: int = 0, final: float = 0.0
 ) -> Schedule:
     """count i32[] -> learning rate f32[]: a linear warm-up, then `kind` down to final * peak at total_steps.
 
+    Step c of a warm-up of w steps has the rate peak (c + 1) / (w + 1): the first step moves, and step w has the peak.
+
     Raises:
       SettingsError: the warm-up is as long as the run, or an exponential decay to zero.
+      ValueError: no such kind.
     """
+    one_of("schedule", kind, Kind)
     if warmup_steps >= total_steps:
         raise SettingsError(
             f"config.optimizer.warmup: {warmup_steps} steps of warm-up in a run of {total_steps}; shorten it"
@@ -93,7 +169,9 @@ def learning_rate_schedule(
     }[kind]()
     if not warmup_steps:
         return after
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), after], [warmup_steps])
+    return optax.join_schedules(
+        [optax.linear_schedule(peak / (warmup_steps + 1), peak, warmup_steps), after], [warmup_steps]
+    )
 
 
 Rules = tuple[tuple[re.Pattern[str], Mapping[str, Any]], ...]
@@ -155,11 +233,21 @@ def _decay(weight_decay: float, rules: Rules) -> optax.GradientTransformation:
     return optax.stateless(update)
 
 
-def _scale(rules: Rules) -> optax.GradientTransformation:
-    def factor(rule: Mapping[str, Any]) -> float:
-        return 0.0 if rule.get("freeze", False) else rule.get("lr", 1.0)
+def _factor(rule: Mapping[str, Any]) -> float:
+    return 0.0 if rule.get("freeze", False) else rule.get("lr", 1.0)
+
+
+def _still(rules: Rules) -> optax.GradientTransformation:
+    """Zero gradients for what is not trained, so that they do not count in a norm."""
 
     def update(updates: PyTree, params: PyTree) -> PyTree:
-        return jax.tree.map(lambda u, r: u * factor(r), updates, match(rules, updates))
+        return jax.tree.map(lambda u, r: u if _factor(r) else jnp.zeros_like(u), updates, match(rules, updates))
+
+    return optax.stateless(update)
+
+
+def _scale(rules: Rules) -> optax.GradientTransformation:
+    def update(updates: PyTree, params: PyTree) -> PyTree:
+        return jax.tree.map(lambda u, r: u * _factor(r), updates, match(rules, updates))
 
     return optax.stateless(update)

@@ -82,13 +82,7 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
             )
         return chain(map_params(train.resolve, name="resolve"), p.outer, *own)(p.base)
 
-    optimizer = settings.call(
-        optim.build,
-        common.optimizer,
-        "optimizer.",
-        {"total_steps": durations.total, "to_steps": durations.steps},
-        log=log,
-    )
+    optimizer = optim.build(common.optimizer, total_steps=durations.total, to_steps=durations.steps, log=log)
     if run.batch_size % common.microbatches:
         raise settings.SettingsError(
             f"config.microbatches: {common.microbatches} slices do not divide a batch of {run.batch_size}"

@@ -27,7 +27,9 @@ def build(config: Mapping[str, Any]) -> Experiment:
     made = assemble(config, problem)
     beta, kinds = made.settings["beta"], {n: made.settings[n].get("technique", n) for n in made.settings["techniques"]}
     if beta != 1 and "importance_weighted" in kinds.values():  # in evals it is a measure, whatever was trained on
-        raise SettingsError(f"config.beta: importance_weighted has no KL term that {beta:g} could weigh; leave beta at 1")
+        raise SettingsError(
+            f"config.beta: importance_weighted has no KL term that {beta:g} could weigh; leave beta at 1"
+        )
     return made
 
 

@@ -88,7 +88,7 @@ def pgd(
 
     Source: Madry et al. 2018, section 2.1.
     """
-    ball: type[_Linf] | type[_L2] = {"linf": _Linf, "l2": _L2}[one_of("pgd: norm", norm, Norm)]
+    ball = _BALLS[one_of("pgd: norm", norm, Norm)]
     if steps < 1:
         raise ValueError(f"pgd: {steps} steps are no attack; the input itself is eps=0")
     size = 2.5 * eps / steps if step_size is None else step_size
@@ -191,6 +191,9 @@ class _L2:
         way = _L2.steepest(jax.random.normal(key_way, like.shape, like.dtype))
         shape = (like.shape[0],) + (1,) * (like.ndim - 1)
         return eps * way * jax.random.uniform(key_radius, shape, like.dtype)
+
+
+_BALLS: dict[str, type[_Linf] | type[_L2]] = {"linf": _Linf, "l2": _L2}
 
 
 def _norms(x: Array) -> Array:

@@ -12,13 +12,13 @@ def sam(*, rho: NonNegative = 0.05, only: tuple[str, ...] = ()) -> Transform:
     """The loss at the worst parameters within rho of the current ones, to first order. Training only.
 
     Both passes see the same random numbers; the second, at the perturbed parameters, is the one whose state, outputs
-    and metrics count. As in the paper, the gradient does not go through the perturbation. Under `grad_of(..., over=...)`
+    and metrics count. As in the paper, the gradient does not go through the perturbation. Under `grad_of(o, over=...)`
     every shard perturbs by its own gradient (m-SAM, section 4.1 of the paper).
 
     Args:
       rho: the radius, of the norm over all scopes that are perturbed.
-      only: the scopes to perturb, those that are trained; all when empty. A fixed base under low-rank updates would take
-        most of rho, though nothing can be done about its sharpness.
+      only: the scopes to perturb, those that are trained; all when empty. A fixed base under low-rank updates would
+        take most of rho, though nothing can be done about its sharpness.
 
     Raises (while tracing):
       ValueError: `only` names a scope that does not exist.
