@@ -225,4 +225,4 @@ def test_F32_logits_of_ten_thousand_are_finite_and_so_are_their_gradients(name: 
 
 def test_F32_no_loss_is_forgotten() -> None:
     own = {n for n, f in vars(losses).items() if getattr(f, "__module__", "") == losses.__name__ and n[0] != "_"}
-    assert own - EXTREMES.keys() == set()
+    assert own - EXTREMES.keys() == {"are_indices"}  # a question about shapes, not a loss
