@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -260,9 +261,13 @@ class Checkpoints:
 
     def _failed(self, step: int, nbytes: int, error: Exception) -> SaveFailed:
         """Free the space of a failed save and say what was needed."""
-        space = ""
-        with suppress(OSError, CheckpointError):
-            self._clear(step)
+        for _ in range(20):  # other threads of Orbax may still be writing into the folder that is being removed
+            with suppress(OSError, CheckpointError):
+                self._clear(step)
+                break
+            time.sleep(0.05)
+        space = f" ({nbytes:,} bytes needed)"
+        with suppress(OSError):
             space = f" ({nbytes:,} bytes needed, {shutil.disk_usage(self.directory).free:,} free)"
         return SaveFailed(f"step {step} was not saved in {self.directory}{space}: {_reason(error)}")
 
