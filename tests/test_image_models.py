@@ -1,0 +1,251 @@
+"""Convolutional and residual networks, and what they are put together from."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import signal, stats
+
+from umbrella.models.cnn import CNN, LeNet
+from umbrella.models.layers import ACTIVATIONS, DropPath, Normalise, initializer
+from umbrella.models.resnet import DEPTHS, ResNet
+
+
+def init(model: nn.Module, *shape: int, seed: int = 0) -> Any:
+    return model.init({"params": jax.random.key(seed)}, jnp.zeros(shape), train=False)
+
+
+def count(model: nn.Module, *shape: int) -> int:
+    made = jax.eval_shape(lambda: init(model, *shape))
+    return sum(x.size for x in jax.tree.leaves(made["params"]))
+
+
+# --------------------------------------------------------------------------------------------------------------- counts
+# Of 1,000 classes at 224 x 224 as PyTorch's torchvision lists them; of 10 classes at 32 x 32 as He et al. 2016 round
+# them in table 6 (0.27, 0.46, 0.66, 0.85 and 1.7 million).
+LARGE = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}
+SMALL = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7}
+
+
+@pytest.mark.parametrize("depth", LARGE)
+def test_the_numbers_of_a_large_resnet(depth: int) -> None:
+    assert count(ResNet(out=1000, depth=depth), 1, 224, 224, 3) == LARGE[depth]
+
+
+@pytest.mark.parametrize("depth", SMALL)
+def test_the_numbers_of_a_small_resnet(depth: int) -> None:
+    millions = count(ResNet(out=10, depth=depth), 1, 32, 32, 3) / 1e6
+    assert round(millions, 1 if depth == 110 else 2) == SMALL[depth]
+
+
+def test_resnet_20_by_hand() -> None:
+    """A 3 x 3 convolution from a to b channels has 9 a b weights, its norm 2 b numbers."""
+
+    def conv(a: int, b: int) -> int:
+        return 9 * a * b + 2 * b
+
+    stages = [conv(16, 16) * 6, conv(16, 32) + conv(32, 32) * 5, conv(32, 64) + conv(64, 64) * 5]
+    assert count(ResNet(out=10, depth=20), 1, 32, 32, 3) == conv(3, 16) + sum(stages) + 64 * 10 + 10
+
+
+def test_lenet_by_hand() -> None:
+    """5 x 5 x 1 x 6 + 6; 5 x 5 x 6 x 16 + 16; 400 x 120 + 120; 120 x 84 + 84; 84 x 10 + 10."""
+    assert count(LeNet(out=10), 1, 28, 28, 1) == 156 + 2416 + 48_120 + 10_164 + 850
+
+
+def test_the_depth_is_the_number_of_layers_with_weights() -> None:
+    """Stem, head, and two or three convolutions a block; projections are not counted."""
+    for depth, (bottleneck, stages) in DEPTHS.items():
+        assert 2 + (3 if bottleneck else 2) * sum(stages) == depth
+
+
+# --------------------------------------------------------------------------------------------------------------- passes
+MODELS: dict[str, nn.Module] = {
+    "lenet": LeNet(out=7),
+    "cnn": CNN(out=7, widths=(4, 8)),
+    "cnn, all positions": CNN(out=7, widths=(4, 8), head="flat", norm="none", dropout=0.3),
+    "resnet20": ResNet(out=7, depth=20),
+    "resnet18, small stem": ResNet(out=7, depth=18, stem="small", norm="group"),
+    "resnet50": ResNet(out=7, depth=50, stochastic_depth=0.2, zero=True),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shape", [(2, 28, 28, 1), (2, 33, 29, 3)])
+def test_shapes_and_dtypes(name: str, shape: tuple[int, ...]) -> None:
+    """Also of odd sides. The statistics of BatchNorm change in training and only there."""
+    model, x = MODELS[name], jnp.zeros(shape)
+
+    def passes(x: jax.Array) -> Any:
+        v = init(model, *shape)
+        state = {k: s for k, s in v.items() if k != "params"}
+        rngs = {"dropout": jax.random.key(1)}
+        return model.apply(v, x, train=False), model.apply(v, x, train=True, mutable=list(state), rngs=rngs), state
+
+    out, (trained, changed), state = jax.eval_shape(passes, x)
+    assert out.shape == trained.shape == (2, 7) and out.dtype == trained.dtype == jnp.float32
+    assert jax.tree.structure(changed) == jax.tree.structure(state)
+
+
+def test_lenet_is_a_correlation_a_mean_and_matrices() -> None:
+    """Against SciPy and NumPy, an image at a time."""
+    model, x = LeNet(out=3), np.random.default_rng(0).normal(size=(2, 14, 12, 1)).astype(np.float32)
+    v = init(model, *x.shape, seed=3)
+    p = jax.tree.map(np.asarray, v["params"])
+
+    def convolved(image: np.ndarray, layer: dict[str, np.ndarray], pad: int) -> np.ndarray:
+        image = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+        maps = [
+            sum(signal.correlate2d(image[..., i], k[..., i], "valid") for i in range(image.shape[2]))
+            for k in np.moveaxis(layer["kernel"], -1, 0)
+        ]
+        return np.tanh(np.stack(maps, -1) + layer["bias"])
+
+    def pooled(image: np.ndarray) -> np.ndarray:
+        h, w, c = image.shape
+        return image[: h // 2 * 2, : w // 2 * 2].reshape(h // 2, 2, w // 2, 2, c).mean((1, 3))
+
+    for image, got in zip(x, model.apply(v, x, train=False), strict=True):
+        h = pooled(convolved(pooled(convolved(image, p["conv_0"], 2)), p["conv_1"], 0)).ravel()
+        for name in ("hidden_0", "hidden_1"):
+            h = np.tanh(h @ p[name]["kernel"] + p[name]["bias"])
+        np.testing.assert_allclose(got, h @ p["head"]["kernel"] + p["head"]["bias"], atol=1e-5)
+
+
+def test_lenet_refuses_images_that_are_too_small() -> None:
+    with pytest.raises(ValueError, match="8 x 8: LeNet needs sides of at least 12"):
+        init(LeNet(out=10), 1, 8, 8, 1)
+
+
+def test_a_shortcut_without_parameters_drops_rows_and_pads_channels() -> None:
+    """With branches that start at zero a ResNet-20 is its stem, every fourth pixel of it: 16 channels, 48 zeros."""
+    model = ResNet(out=5, depth=20, zero=True)
+    x = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
+    v = init(model, *x.shape)
+    _, seen = model.apply(v, x, train=False, capture_intermediates=True)
+    stem = nn.relu(seen["intermediates"]["stem_norm"]["__call__"][0])
+    last = seen["intermediates"]["block_2_2"]["__call__"][0]
+    np.testing.assert_allclose(last[..., :16], stem[:, ::4, ::4], atol=1e-6)
+    assert not np.asarray(last[..., 16:]).any()
+
+
+# ---------------------------------------------------------------------------------------------------------------- norms
+X = np.random.default_rng(1).normal(1.0, 2.0, (4, 3, 5, 64)).astype(np.float32)
+OVER: dict[str, tuple[int, ...]] = {"batch": (0, 1, 2), "layer": (3,), "instance": (1, 2)}
+
+
+@pytest.mark.parametrize("kind", OVER)
+def test_norms_take_mean_and_variance_over_their_axes(kind: Any) -> None:
+    module = Normalise(kind)
+    v = module.init(jax.random.key(0), X, train=True)
+    got, _ = module.apply(v, X, train=True, mutable=["batch_stats"])
+    centred = X - X.mean(OVER[kind], keepdims=True)
+    np.testing.assert_allclose(got, centred / np.sqrt(X.var(OVER[kind], keepdims=True)), atol=1e-3)
+
+
+def test_groups_of_channels_and_root_mean_squares() -> None:
+    group, rms = Normalise("group"), Normalise("rms")
+    got = group.apply(group.init(jax.random.key(0), X, train=True), X, train=True)
+    parts = X.reshape(4, 15, 32, 2)  # 64 channels in 32 groups of two
+    wanted = (parts - parts.mean((1, 3), keepdims=True)) / parts.std((1, 3), keepdims=True)
+    np.testing.assert_allclose(got, wanted.reshape(X.shape), atol=1e-3)
+    got = rms.apply(rms.init(jax.random.key(0), X, train=True), X, train=True)
+    np.testing.assert_allclose(got, X / np.sqrt((X**2).mean(-1, keepdims=True)), atol=1e-3)
+    assert Normalise("none").apply({}, X, train=True) is X
+
+
+def test_batch_norm_averages_what_it_saw() -> None:
+    """After one pass from (0, 1): mean .1 m, variance .9 + .1 v (biased, as flax has it)."""
+    module = Normalise("batch", momentum=0.9)
+    v = module.init(jax.random.key(0), X, train=True)
+    _, new = module.apply(v, X, train=True, mutable=["batch_stats"])
+    stats_ = new["batch_stats"]["norm"]
+    np.testing.assert_allclose(stats_["mean"], 0.1 * X.mean((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(stats_["var"], 0.9 + 0.1 * X.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_an_unknown_norm_is_refused() -> None:
+    with pytest.raises(ValueError, match="no norm 'bn'"):
+        Normalise("bn").init(jax.random.key(0), X, train=True)  # type: ignore[arg-type]
+
+
+# --------------------------------------------------------------------------------------------------------- initialisers
+VARIANCE = {
+    "lecun_normal": lambda i, o: 1 / i,
+    "xavier_normal": lambda i, o: 2 / (i + o),
+    "xavier_uniform": lambda i, o: 2 / (i + o),
+    "he_normal": lambda i, o: 2 / i,
+    "he_uniform": lambda i, o: 2 / i,
+}
+
+
+@pytest.mark.parametrize("name", VARIANCE)
+@pytest.mark.parametrize("shape", [(2000, 500), (5, 5, 100, 400)])
+def test_the_variance_of_a_million_weights(name: Any, shape: tuple[int, ...]) -> None:
+    """Within five standard errors: var / sqrt(n) * sqrt(kurtosis - 1), where a normal has 3 and a uniform 9 / 5."""
+    w = np.asarray(initializer(name)(jax.random.key(0), shape, jnp.float32), np.float64)
+    field = int(np.prod(shape[:-2]))
+    wanted = VARIANCE[name](shape[-2] * field, shape[-1] * field)
+    error = wanted * np.sqrt((2.0 if "normal" in name else 0.8) / w.size)
+    assert abs(w.var() - wanted) < 5 * error
+    assert abs(w.mean()) < 5 * np.sqrt(wanted / w.size)
+
+
+def test_the_shapes_of_the_distributions() -> None:
+    """Kolmogorov and Smirnov against SciPy: a uniform, and normals cut at two of their (uncut) standard deviations."""
+    w = np.asarray(initializer("xavier_uniform")(jax.random.key(1), (300, 100), jnp.float32)).ravel()
+    edge = np.sqrt(6 / 400)  # variance edge^2 / 3 = 2 / 400
+    assert stats.kstest(w, stats.uniform(-edge, 2 * edge).cdf).pvalue > 1e-3
+    w = np.asarray(initializer("truncated_normal")(jax.random.key(2), (300, 100), jnp.float32)).ravel()
+    assert stats.kstest(w, stats.truncnorm(-2, 2, scale=0.02).cdf).pvalue > 1e-3
+    w = np.asarray(initializer("he_normal")(jax.random.key(3), (300, 100), jnp.float32)).ravel()
+    sd = np.sqrt(2 / 300) / stats.truncnorm(-2, 2).std()
+    assert stats.kstest(w, stats.truncnorm(-2, 2, scale=sd).cdf).pvalue > 1e-3
+
+
+def test_orthogonal() -> None:
+    w = np.asarray(initializer("orthogonal")(jax.random.key(0), (64, 32), jnp.float32))
+    np.testing.assert_allclose(w.T @ w, np.eye(32), atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "survives"), [("he_normal", True), ("xavier_normal", False)])
+def test_the_signal_through_fifty_layers(name: Any, survives: bool) -> None:
+    """He's variance keeps the second moment through ReLUs; Glorot's halves it, which is 2^-50 after fifty layers."""
+    x = jax.random.normal(jax.random.key(0), (64, 256))
+    for i in range(50):
+        x = ACTIVATIONS["relu"](x @ initializer(name)(jax.random.key(i + 1), (256, 256), jnp.float32))
+    sd = float(jnp.sqrt(jnp.mean(x**2)))
+    assert 0.5 < sd < 2 if survives else sd < 1e-6
+
+
+# ----------------------------------------------------------------------------------------------------- stochastic depth
+def test_a_dropped_path_is_a_whole_example() -> None:
+    """Of 4,000 rows a quarter is zero, within five standard errors; the others are divided by 3/4; the mean stays."""
+    module, x = DropPath(0.25), jnp.ones((4000, 3, 2))
+    got = np.asarray(module.apply({}, x, train=True, rngs={"dropout": jax.random.key(0)}))
+    dropped = (got == 0).all((1, 2))
+    np.testing.assert_allclose(got[~dropped], 4 / 3, rtol=1e-6)
+    assert abs(dropped.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 4000)
+    assert module.apply({}, x, train=False) is x
+    assert DropPath(0.0).apply({}, x, train=True) is x
+
+
+def test_the_rate_grows_with_the_depth() -> None:
+    """Linearly to the given one: of the nine blocks of a ResNet-20 the last drops at .9, the first at .1."""
+    model = ResNet(out=2, depth=20, stochastic_depth=0.9)
+    x = jnp.ones((256, 8, 8, 1))
+    v = init(model, *x.shape)
+    _, seen = model.apply(
+        v, x, train=True, mutable=["batch_stats", "intermediates"], capture_intermediates=True,
+        rngs={"dropout": jax.random.key(5)},
+    )  # fmt: skip
+    seen = seen["intermediates"]
+    share = []
+    for name in ("block_0_0", "block_2_2"):
+        branch = np.asarray(seen[name]["DropPath_0"]["__call__"][0])
+        share.append((branch == 0).all((1, 2, 3)).mean())
+    for got, wanted in zip(share, (0.1, 0.9), strict=True):
+        assert abs(got - wanted) < 5 * np.sqrt(wanted * (1 - wanted) / 256)

@@ -1,0 +1,84 @@
+"""Small convolutional networks: LeNet-5 and a plain modern one. Floor 1."""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+
+from umbrella.models.layers import ACTIVATIONS, Activation, Init, Norm, Normalise, initializer
+from umbrella.settings import Count, Fraction
+
+
+class LeNet(nn.Module):
+    """f32[B, H, W, C] -> logits f32[B, out]: LeNet-5 (LeCun et al. 1998, section II.B), 61,706 numbers on 28 x 28 x 1.
+
+    Deviations from the paper: the second layer sees all six maps of the first; pooling has no weights; the last layer
+    is affine instead of radial basis functions. Sides of at least 12.
+
+    Attributes:
+      out: size of the output.
+      activation: tanh, as in the paper up to its scale.
+    """
+
+    out: Count
+    activation: Activation = "tanh"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        if min(x.shape[1:3]) < 12:
+            raise ValueError(f"images of {x.shape[1]} x {x.shape[2]}: LeNet needs sides of at least 12")
+        act = ACTIVATIONS[self.activation]
+        x = act(nn.Conv(6, (5, 5), padding="SAME", name="conv_0")(x))
+        x = _halved(x)
+        x = act(nn.Conv(16, (5, 5), padding="VALID", name="conv_1")(x))
+        x = _halved(x).reshape((x.shape[0], -1))
+        x = act(nn.Dense(120, name="hidden_0")(x))
+        x = act(nn.Dense(84, name="hidden_1")(x))
+        return nn.Dense(self.out, name="head")(x)
+
+
+def _halved(x: jax.Array) -> jax.Array:
+    """Means of 2 x 2; an odd last row or column is left out. (flax's avg_pool divides by an integer.)"""
+    b, h, w, c = x.shape
+    return x[:, : h // 2 * 2, : w // 2 * 2].reshape((b, h // 2, 2, w // 2, 2, c)).mean((2, 4))
+
+
+class CNN(nn.Module):
+    """f32[B, H, W, C] -> logits f32[B, out]: stages of convolutions, each but the last ending in a pooling by two.
+
+    Attributes:
+      out: size of the output.
+      widths: channels of each stage.
+      depth: convolutions of 3 x 3 in each stage, each followed by its norm and the activation.
+      norm: a convolution before a norm has no bias: the norm takes it away.
+      head: what makes one vector of the last stage: the mean over positions, or all of them.
+      dropout: probability, before the head.
+    """
+
+    out: Count
+    widths: tuple[Count, ...] = (32, 64, 128)
+    depth: Count = 2
+    activation: Activation = "relu"
+    norm: Norm = "batch"
+    head: Literal["mean", "flat"] = "mean"
+    dropout: Fraction = 0.0
+    kernel_init: Init = "he_normal"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        for i, width in enumerate(self.widths):
+            if i:
+                x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
+            for j in range(self.depth):
+                x = nn.Conv(
+                    width,
+                    (3, 3),
+                    use_bias=self.norm == "none",
+                    kernel_init=initializer(self.kernel_init),
+                    name=f"conv_{i}_{j}",
+                )(x)
+                x = ACTIVATIONS[self.activation](Normalise(self.norm, name=f"norm_{i}_{j}")(x, train=train))
+        x = x.mean((1, 2)) if self.head == "mean" else x.reshape((x.shape[0], -1))
+        if self.dropout:
+            x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.out, name="head")(x)
