@@ -15,7 +15,7 @@ from umbrella.models.resnet import DEPTHS, ResNet
 
 
 def init(model: nn.Module, *shape: int, seed: int = 0) -> Any:
-    return model.init({"params": jax.random.key(seed)}, jnp.zeros(shape), train=False)
+    return jax.jit(lambda: model.init({"params": jax.random.key(seed)}, jnp.zeros(shape), train=False))()
 
 
 def count(model: nn.Module, *shape: int) -> int:
@@ -125,7 +125,7 @@ def test_a_shortcut_without_parameters_drops_rows_and_pads_channels() -> None:
     model = ResNet(out=5, depth=20, zero=True)
     x = jax.random.normal(jax.random.key(1), (2, 16, 16, 3))
     v = init(model, *x.shape)
-    _, seen = model.apply(v, x, train=False, capture_intermediates=True)
+    _, seen = jax.jit(lambda v, x: model.apply(v, x, train=False, capture_intermediates=True))(v, x)
     stem = nn.relu(seen["intermediates"]["stem_norm"]["__call__"][0])
     last = seen["intermediates"]["block_2_2"]["__call__"][0]
     np.testing.assert_allclose(last[..., :16], stem[:, ::4, ::4], atol=1e-6)
@@ -238,10 +238,8 @@ def test_the_rate_grows_with_the_depth() -> None:
     model = ResNet(out=2, depth=20, stochastic_depth=0.9)
     x = jnp.ones((256, 8, 8, 1))
     v = init(model, *x.shape)
-    _, seen = model.apply(
-        v, x, train=True, mutable=["batch_stats", "intermediates"], capture_intermediates=True,
-        rngs={"dropout": jax.random.key(5)},
-    )  # fmt: skip
+    how = {"train": True, "mutable": ["batch_stats", "intermediates"], "capture_intermediates": True}
+    _, seen = jax.jit(lambda v, x: model.apply(v, x, rngs={"dropout": jax.random.key(5)}, **how))(v, x)
     seen = seen["intermediates"]
     share = []
     for name in ("block_0_0", "block_2_2"):

@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from umbrella import settings
+from umbrella.models.cnn import CNN, LeNet
 from umbrella.models.mlp import MLP
+from umbrella.models.resnet import ResNet
 from umbrella.models.vae import VAE
 
-__all__ = ["MLP", "TABLE", "VAE", "build"]
+__all__ = ["CNN", "MLP", "TABLE", "VAE", "LeNet", "ResNet", "build"]
 
-TABLE = {"mlp": MLP, "vae": VAE}
+TABLE = {"cnn": CNN, "lenet": LeNet, "mlp": MLP, "resnet": ResNet, "vae": VAE}
 
 
 def build(

@@ -16,6 +16,8 @@ from umbrella.pipelines._standard import Problem, Resolve, assemble, scale_of
 from umbrella.settings import SettingsError
 from umbrella.transforms import pixels
 
+CLASSIFIERS = ("cnn", "lenet", "mlp", "resnet")
+
 
 def build(config: Mapping[str, Any]) -> Experiment:
     """config -> Experiment."""
@@ -27,7 +29,7 @@ def problem(dataset: Dataset, log: dict[str, Any], *, model: dict) -> Problem:
     if dataset.info["kind"] != "image" or not dataset.info["classes"]:
         raise SettingsError(f"config.data.name: {dataset.name!r} holds no labelled images, which this pipeline needs")
     classes, scale = dataset.info["classes"], scale_of(dataset)
-    net = models.build(model, only=("mlp",), log=log, out=classes)
+    net = models.build(model, only=CLASSIFIERS, log=log, out=classes)
     base = measure(accuracy=metrics.accuracy)(supervised(net, losses.cross_entropy))
     names = tuple(dataset.info["class_names"] or (str(i) for i in range(classes)))
 

@@ -1,0 +1,29 @@
+"""A residual network (He et al. 2016) that classifies images.
+
+python launch.py --config=configs/resnet.py             CIFAR-10, ResNet-20 as in section 4.2 of the paper
+python launch.py --config=configs/resnet.py:mnist       MNIST
+python launch.py --config=configs/resnet.py:digits      scikit-learn's digits, which need no download
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "cifar10") -> ConfigDict:
+    if variant not in ("digits", "mnist", "cifar10"):
+        raise ValueError(f"configs/resnet.py:{variant}: no such variant (one of: cifar10, digits, mnist)")
+    c = ConfigDict()
+    c.pipeline = "vision"
+    c.data = dict(name=variant)
+    c.model = dict(name="resnet", depth=20)
+    c.optimizer = dict(name="sgd", learning_rate=0.1, momentum=0.9, nesterov=True, schedule="cosine", warmup="5%")
+    c.optimizer.weight_decay = 1e-4
+    c.batch_size = 128
+    c.seed = 0
+    c.seeds = 1
+    c.techniques = ()
+    c.evals = dict(test=())
+    c.ema = 0.0
+    c.train_for = {"digits": "10 epochs", "mnist": "2 epochs", "cifar10": "8 epochs"}[variant]
+    c.eval_batch_size = 500
+    c.log_every, c.eval_every, c.checkpoint_every = "50 steps", "1 epoch", "25%"
+    return c
