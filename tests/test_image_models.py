@@ -10,7 +10,7 @@ import pytest
 from scipy import signal, stats
 
 from umbrella.models.cnn import CNN, LeNet
-from umbrella.models.layers import ACTIVATIONS, DropPath, Normalise, initializer
+from umbrella.models.layers import ACTIVATIONS, DropPath, initializer, normalise
 from umbrella.models.resnet import DEPTHS, ResNet
 
 
@@ -133,6 +133,17 @@ def test_a_shortcut_without_parameters_drops_rows_and_pads_channels() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- norms
+class Normalise(nn.Module):
+    """The function as a module."""
+
+    kind: Any
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        return normalise(x, self.kind, train=train, name="norm", momentum=self.momentum)
+
+
 X = np.random.default_rng(1).normal(1.0, 2.0, (4, 3, 5, 64)).astype(np.float32)
 OVER: dict[str, tuple[int, ...]] = {"batch": (0, 1, 2), "layer": (3,), "instance": (1, 2)}
 
@@ -168,8 +179,10 @@ def test_batch_norm_averages_what_it_saw() -> None:
 
 
 def test_an_unknown_norm_is_refused() -> None:
-    with pytest.raises(ValueError, match="no norm 'bn'"):
-        Normalise("bn").init(jax.random.key(0), X, train=True)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="norm: 'bn' is not one of the choices"):
+        Normalise("bn").init(jax.random.key(0), X, train=True)
+    with pytest.raises(ValueError, match="needs positions"):
+        Normalise("instance").init(jax.random.key(0), X[:, 0, 0], train=True)
 
 
 # --------------------------------------------------------------------------------------------------------- initialisers

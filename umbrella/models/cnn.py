@@ -5,7 +5,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
-from umbrella.models.layers import ACTIVATIONS, Activation, Init, Norm, Normalise, initializer
+from umbrella.models.layers import ACTIVATIONS, Activation, Init, Norm, has_bias, initializer, normalise
 from umbrella.settings import Count, Fraction
 
 
@@ -73,11 +73,11 @@ class CNN(nn.Module):
                 x = nn.Conv(
                     width,
                     (3, 3),
-                    use_bias=self.norm == "none",
+                    use_bias=has_bias(self.norm),
                     kernel_init=initializer(self.kernel_init),
                     name=f"conv_{i}_{j}",
                 )(x)
-                x = ACTIVATIONS[self.activation](Normalise(self.norm, name=f"norm_{i}_{j}")(x, train=train))
+                x = ACTIVATIONS[self.activation](normalise(x, self.norm, train=train, name=f"norm_{i}_{j}"))
         x = x.mean((1, 2)) if self.head == "mean" else x.reshape((x.shape[0], -1))
         if self.dropout:
             x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from umbrella.settings import Fraction
+from umbrella.choices import one_of
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
@@ -40,42 +40,44 @@ def initializer(name: Init) -> Callable[..., jax.Array]:
     return made
 
 
-class Normalise(nn.Module):
-    """f32[B, ..., C] -> the same shape, with a scale and a shift per channel, but for "none", which has neither.
+def has_bias(norm: Norm) -> bool:
+    """Whether a layer before this norm has a bias: not where the norm takes a mean away, and the bias with it. Its
+    gradient would be zero but for rounding, on which it would walk."""
+    return norm in ("none", "rms")
 
-    Attributes:
+
+def normalise(
+    x: jax.Array, kind: Norm, *, train: bool, name: str, momentum: float = 0.9, zero: bool = False
+) -> jax.Array:
+    """f32[B, ..., C] -> the same shape, scaled and shifted per channel but for "none"; inside of a compact method.
+
+    Args:
       kind: over what it normalises. "batch": all but the channels, with averaged statistics in evaluation (Ioffe and
-        Szegedy 2015); "layer": the channels of each position (Ba et al. 2016; over the last axis alone, as
-        Transformers and ConvNeXt have it); "group": positions and the channels of a group of at most 32 (Wu and He
-        2018); "instance": the positions of each channel (Ulyanov et al. 2016); "rms": as "layer" without the mean and
-        without a shift (Zhang and Sennrich 2019).
+        Szegedy 2015), which count padded rows, too; "layer": the channels of each position (Ba et al. 2016; over the
+        last axis alone, as Transformers and ConvNeXt have it); "group": positions and the channels of a group, 32
+        groups or as many as divide C (Wu and He 2018); "instance": the positions of each channel (Ulyanov et al.
+        2016); "rms": as "layer" without the mean and without a shift (Zhang and Sennrich 2019).
+      name: of the module that holds scale and shift.
       momentum: of the averaged statistics, "batch" only.
       zero: the scale starts at 0 instead of 1, so that a residual branch starts as nothing (Goyal et al. 2017).
+
+    Raises:
+      ValueError: no such norm; "instance" of rows without positions, which would be all zeros.
     """
-
-    kind: Norm
-    momentum: Fraction = 0.9
-    zero: bool = False
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        scale = nn.initializers.zeros if self.zero else nn.initializers.ones
-        if self.kind == "none":
-            return x
-        if self.kind == "batch":
-            norm = nn.BatchNorm(
-                use_running_average=not train, momentum=self.momentum, epsilon=1e-5, scale_init=scale, name="norm"
-            )
-            return norm(x)
-        if self.kind == "layer":
-            return nn.LayerNorm(epsilon=1e-6, scale_init=scale, name="norm")(x)
-        if self.kind == "group":
-            return nn.GroupNorm(num_groups=math.gcd(32, x.shape[-1]), scale_init=scale, name="norm")(x)
-        if self.kind == "instance":
-            return nn.InstanceNorm(scale_init=scale, name="norm")(x)
-        if self.kind == "rms":
-            return nn.RMSNorm(scale_init=scale, name="norm")(x)
-        raise ValueError(f"no norm {self.kind!r}")
+    one_of("norm", kind, Norm)
+    scale = nn.initializers.zeros if zero else nn.initializers.ones
+    if kind == "batch":
+        still = not train
+        return nn.BatchNorm(use_running_average=still, momentum=momentum, epsilon=1e-5, scale_init=scale, name=name)(x)
+    if kind == "layer":
+        return nn.LayerNorm(epsilon=1e-6, scale_init=scale, name=name)(x)
+    if kind == "group":
+        return nn.GroupNorm(num_groups=math.gcd(32, x.shape[-1]), scale_init=scale, name=name)(x)
+    if kind == "instance":
+        if x.ndim < 3:
+            raise ValueError("norm 'instance' needs positions to take a mean over; choose 'layer' or 'batch'")
+        return nn.InstanceNorm(scale_init=scale, name=name)(x)
+    return nn.RMSNorm(scale_init=scale, name=name)(x) if kind == "rms" else x
 
 
 class DropPath(nn.Module):

@@ -1,16 +1,11 @@
 """A multilayer perceptron. Floor 1."""
 
-from typing import Literal
-
 import flax.linen as nn
 import jax
 
 from umbrella.choices import one_of
+from umbrella.models.layers import ACTIVATIONS, Activation, Norm, has_bias, normalise
 from umbrella.settings import Count, Fraction
-
-ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "tanh": nn.tanh}
-Activation = Literal["relu", "gelu", "silu", "tanh"]
-Norm = Literal["none", "layer", "batch"]
 
 
 class MLP(nn.Module):
@@ -20,8 +15,7 @@ class MLP(nn.Module):
       out: size of the output.
       hidden: width of each hidden layer.
       dropout: probability of dropping a hidden unit, after the activation (Srivastava et al. 2014).
-      norm: what stands between a hidden layer and its activation. A layer before a norm has no bias: its gradient
-        would be zero but for rounding, on which it would walk. The statistics of "batch" count padded rows, too.
+      norm: what stands between a hidden layer and its activation; all but "instance".
 
     Raises:
       ValueError: no such activation or norm.
@@ -42,11 +36,8 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = x.reshape((x.shape[0], -1))
         for i, width in enumerate(self.hidden):
-            x = nn.Dense(width, use_bias=self.norm == "none", name=f"hidden_{i}")(x)
-            if self.norm == "layer":
-                x = nn.LayerNorm(name=f"norm_{i}")(x)
-            elif self.norm == "batch":
-                x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name=f"norm_{i}")(x)
+            x = nn.Dense(width, use_bias=has_bias(self.norm), name=f"hidden_{i}")(x)
+            x = normalise(x, self.norm, train=train, name=f"norm_{i}")
             x = ACTIVATIONS[self.activation](x)
             if self.dropout:
                 x = nn.Dropout(self.dropout, deterministic=not train)(x)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from umbrella.models.layers import ACTIVATIONS, Activation, DropPath, Norm, Normalise
+from umbrella.models.layers import ACTIVATIONS, Activation, DropPath, Norm, has_bias, normalise
 from umbrella.settings import Count, Fraction
 
 # depth -> (bottleneck, blocks of each stage): table 1, and section 4.2, where 6 n + 2 layers are three stages of n
@@ -55,7 +55,7 @@ class ResNet(nn.Module):
         width = 64 if len(stages) == 4 else 16
         large = self.stem == "large" or (self.stem == "auto" and len(stages) == 4)
         x = _conv(width, 7 if large else 3, 2 if large else 1, self.norm, name="stem")(x)
-        x = ACTIVATIONS[self.activation](Normalise(self.norm, name="stem_norm")(x, train=train))
+        x = ACTIVATIONS[self.activation](normalise(x, self.norm, train=train, name="stem_norm"))
         if large:
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         made, total = 0, sum(stages)
@@ -100,12 +100,12 @@ class Block(nn.Module):
         for i, (width, size, stride) in enumerate(layers):
             last = i == len(layers) - 1
             y = _conv(width, size, stride, self.norm, name=f"conv_{i}")(y)
-            y = Normalise(self.norm, zero=self.zero and last, name=f"norm_{i}")(y, train=train)
+            y = normalise(y, self.norm, train=train, name=f"norm_{i}", zero=self.zero and last)
             y = y if last else act(y)
         if x.shape != y.shape:
             if self.project:
                 x = _conv(out, 1, self.stride, self.norm, name="project")(x)
-                x = Normalise(self.norm, name="project_norm")(x, train=train)
+                x = normalise(x, self.norm, train=train, name="project_norm")
             else:
                 x = x[:, :: self.stride, :: self.stride]
                 x = jnp.pad(x, ((0, 0),) * 3 + ((0, out - x.shape[-1]),))
@@ -120,7 +120,7 @@ def _conv(width: int, size: int, stride: int, norm: Norm, *, name: str) -> nn.Co
         (size, size),
         strides=stride,
         padding=(pad, pad),
-        use_bias=norm == "none",
+        use_bias=has_bias(norm),
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
         name=name,
     )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from umbrella.choices import one_of
-from umbrella.models.mlp import ACTIVATIONS, Activation
+from umbrella.models.layers import ACTIVATIONS, Activation
 from umbrella.settings import Count
 
 
