@@ -15,8 +15,8 @@ FLOORS = {
     2: "objective transforms",
     3: "gradients optim step train_state",
     4: (
-        "artifacts baselines blame checkpoint data environment evaluation experiment loop parallel report workdir "
-        "writers"
+        "artifacts baselines blame checkpoint compare data environment evaluation experiment loop parallel report "
+        "workdir writers"
     ),
     5: "pipelines runs",
     6: "cli verify",

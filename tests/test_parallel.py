@@ -38,7 +38,7 @@ def test_each_device_evaluates_its_share_of_the_rows() -> None:
     total = 2 * 256 * (64 * 256 + 256 * 10)
 
     def flops(view: View, batch: Any) -> float:
-        where = evaluation._places(batch, None) if isinstance(batch["x"], jax.Array) else None
+        where = evaluation._places(batch, view, None) if isinstance(batch["x"], jax.Array) else None
         start = evaluation._placed(evaluation._zeros(o, batch, view, {}, KEY, None), where)
         compiled = evaluation._pass.lower(o, *start, view, {}, batch, KEY, False, where).compile()
         return compiled.cost_analysis()["flops"]

@@ -18,7 +18,7 @@ from umbrella.gradients import grad_of, microbatch
 from umbrella.metrics import Mean
 from umbrella.models import MLP
 from umbrella.objective import Aux, Batch, Ctx, Objective, Params, State, measure, supervised
-from umbrella.step import Step, alternate, ema, gather, guard, program, repeat, stream, then, train_step, update
+from umbrella.step import Step, alternate, ema, gather, guard, program, repeat, stream, swa, then, train_step, update
 from umbrella.train_state import TrainState, create
 
 Array = jax.Array
@@ -642,3 +642,23 @@ def test_two_players_must_not_share_the_names_of_their_metrics() -> None:
     step = alternate(sgd(disc, wrt=("disc",)), sgd(gen, wrt=("gen",)))
     with pytest.raises(ValueError, match="give their updates names"):
         go(gen, step, X)
+
+
+# ---- swa
+def test_swa_is_the_plain_average_of_the_states_that_it_names() -> None:
+    """The weight after step t is 3 - .9^t (mean 3, from 2); averaged after steps 3, 5 and 7, the last state before."""
+    o = quadratic()
+    for steps, named in ((2, [2]), (3, [3]), (4, [3]), (5, [3, 5]), (8, [3, 5, 7])):
+        ts, _ = go(o, then(sgd(o), swa(3, 2)), *[X] * steps)
+        assert ts.ema is not None
+        assert float(ts.ema.params["model"]["w"]) == pytest.approx(np.mean([3 - 0.9**t for t in named]), rel=1e-6)
+        assert at(ts) == pytest.approx(3 - 0.9**steps)
+
+
+def test_a_second_average_is_refused() -> None:
+    o = quadratic()
+    for pair in ((ema(0.9), swa(1, 1)), (swa(1, 1), ema(0.9))):
+        with pytest.raises(ValueError, match="average"):
+            go(o, then(sgd(o), *pair), X)
+    with pytest.raises(ValueError, match="never"):
+        swa(1, 0)

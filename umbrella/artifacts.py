@@ -55,12 +55,18 @@ class Matrix(NamedTuple):
 
 
 class Curves(NamedTuple):
-    """Lines in one chart. series: name -> (x f32[N], y f32[N])."""
+    """Lines in one chart. series: name -> (x f32[N], y f32[N]).
+
+    `bands`: name of a series -> (low f32[N], high f32[N]), shaded around it; `dashed`: the names of lines to compare
+    with, not of results.
+    """
 
     series: Mapping[str, tuple[np.ndarray, np.ndarray]]
     x_label: str
     y_label: str
     caption: str
+    bands: Mapping[str, tuple[np.ndarray, np.ndarray]] = {}
+    dashed: tuple[str, ...] = ()
 
 
 class Table(NamedTuple):
@@ -181,10 +187,21 @@ def _check(value: Scatter | Matrix | Curves | Table) -> None:
         for name, (x, y) in value.series.items():
             if np.ndim(x) != 1 or np.shape(x) != np.shape(y):
                 raise ValueError(f"Curves takes x [N] and y [N], not {np.shape(x)} and {np.shape(y)} for {name!r}.")
+        for name, band in value.bands.items():
+            if name not in value.series or {np.shape(b) for b in band} != {np.shape(value.series[name][0])}:
+                raise ValueError(f"Curves has a band for {name!r} that fits no series.")
     else:
         lengths = {len(row) for row in value.rows}
         if lengths - {len(value.columns)}:
             raise ValueError(f"Table has {len(value.columns)} columns and rows of {sorted(lengths)}.")
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Write arrays as an npz file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.npz")
+    np.savez(temporary, allow_pickle=False, **arrays)
+    temporary.replace(path)
 
 
 def _dump(value: Any) -> bytes:

@@ -13,16 +13,17 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 
 from umbrella import settings
 from umbrella.settings import SettingsError
 
-MODES = ("train", "evaluate", "sample", "predict")
+MODES = ("train", "evaluate", "sample", "predict", "compare")
 USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
 [--init_from=RUN] [--verify_resume]
+       python launch.py --mode=compare RUN_A RUN_B
 
   --config=configs/vae.py:mnist     the config, and which of its variants
   --config.seed=3                   sets a key; sections by dots: --config.optimizer.learning_rate=1e-3
@@ -30,6 +31,7 @@ USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE .
   --workdir=runs/try                where the run lives; a run of the same config that is there is resumed
                                     (train_for and the cadences may change, so a run can be extended)
   --mode=train                      train | evaluate | sample | predict; the last three need the workdir of a run
+  --mode=compare                    says of two finished runs whether one is better than the other; needs no config
   --init_from=runs/other            start from the parameters of another run
   --verify_resume                   trains a little, kills itself with kill -9, resumes, and says whether the result is
                                     equal to the bit to that of a run that was never stopped
@@ -38,6 +40,18 @@ USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE .
 Every config has the keys: seed, seeds, batch_size, train_for, log_every, eval_every, checkpoint_every, pipeline, model,
 optimizer, techniques, ema, evals, data.name, data.path.
 """
+
+
+class Given(NamedTuple):
+    """What the command line gives beside overrides; `runs` are the words that are no flags."""
+
+    runs: list[str]
+    config: str
+    workdir: str
+    mode: str
+    init_from: str
+    verify_resume: bool
+    help: bool
 
 
 def main(argv: Sequence[str]) -> int:
@@ -57,6 +71,10 @@ def _main(argv: Sequence[str]) -> int:
         if given.config:
             print(_show(load_config(given.config, overrides)))
         return 0
+    if given.mode == "compare":
+        return _compare(given)
+    if given.runs:
+        raise SettingsError(f"{given.runs[0]!r} is no flag; write --config={given.runs[0]} or --config.KEY=VALUE")
     if not given.config:
         raise SettingsError("--config: missing; try python launch.py --config=configs/vae.py")
     config = load_config(given.config, overrides)
@@ -71,7 +89,7 @@ def _main(argv: Sequence[str]) -> int:
     return _run(given, config, "python " + " ".join(_quoted(a) for a in argv))
 
 
-def _run(given: Any, config: dict[str, Any], command: str) -> int:
+def _run(given: Given, config: dict[str, Any], command: str) -> int:
     # Imported late: --help and a typo in a flag must not wait for JAX.
     from umbrella import environment
     from umbrella.checkpoint import CheckpointError
@@ -111,7 +129,7 @@ def _quiet() -> Iterator[None]:
         sys.unraisablehook = before
 
 
-def _verify(given: Any, config: dict[str, Any]) -> int:
+def _verify(given: Given, config: dict[str, Any]) -> int:
     from umbrella import verify
 
     if given.workdir or given.mode != "train":
@@ -140,6 +158,15 @@ def _termination() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _compare(given: Given) -> int:
+    from umbrella import compare
+
+    if len(given.runs) != 2 or given.config or given.workdir:
+        raise SettingsError("--mode=compare: takes the workdirs of two runs: --mode=compare runs/a runs/b")
+    print(compare.told(compare.compare(*given.runs), *given.runs))
+    return 0
+
+
 def _later(mode: str, session: Any) -> int:
     """The modes that need a trained run."""
     ts, step = session.start(session.place.replicated(session.experiment.train_data.resident))
@@ -147,11 +174,12 @@ def _later(mode: str, session: Any) -> int:
         raise SettingsError(f"--workdir={session.workdir}: no checkpoint there yet; train first")
     if mode == "evaluate":
         session.evaluate_all(ts)
+        session.review(ts)
         summary = session.amend()
         print(_table(summary))
         print(f"report: {session.workdir / 'report.html'}")
     elif mode == "sample":
-        for path in session.draw(ts):
+        for path in session.review(ts):
             print(path)
     else:
         print(session.predict(ts))
@@ -159,11 +187,11 @@ def _later(mode: str, session: Any) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------- flags
-def split(argv: Sequence[str]) -> tuple[Any, list[tuple[str, str]]]:
-    """(absl flag values, [(path, text)]): `--config.a.b=text` and `--config.a.b text` are overrides, in their order.
+def split(argv: Sequence[str]) -> tuple[Given, list[tuple[str, str]]]:
+    """(flags, [(path, text)]): `--config.a.b=text` and `--config.a.b text` are overrides, in their order.
 
     Raises:
-      SettingsError: an unknown flag, or something that is no flag.
+      SettingsError: an unknown flag.
     """
     rest, overrides, words = [argv[0]], [], iter(argv[1:])
     for word in words:
@@ -190,9 +218,8 @@ def split(argv: Sequence[str]) -> tuple[Any, list[tuple[str, str]]]:
         name = getattr(error, "flagname", "")
         hint = settings.near(name, known) if name else ""
         raise SettingsError(f"{str(error).splitlines()[0].split(' Did you mean')[0]}{hint}") from None
-    if left:
-        raise SettingsError(f"{left[0]!r} is no flag; write --config={left[0]} or --config.KEY=VALUE")
-    return values, overrides
+    told: dict[str, Any] = {f: values[f].value for f in Given._fields[1:]}
+    return Given(left, **told), overrides
 
 
 def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def evaluate(
       batches: dicts of arrays, all of one shape; the last is padded, with mask 0 on the padding. One compilation.
       key: batch i draws from fold_in(key, i), the same for every lane. Noise therefore depends on the size of a batch.
       put: places a batch, such as `umbrella.parallel.Placement.rows`: without it each of several devices computes all
-        rows, with it each computes its share. The view must then be replicated over the same devices.
+        rows, with it each computes its share. The view must then lie on the same devices, replicated or by lanes.
 
     Returns:
       name -> float (or what the metric's compute gives); a list of K of them with lanes. Sums are kept in float64.
@@ -48,7 +48,7 @@ def evaluate(
         at = jax.random.fold_in(key, i)
         batch = dict(batch) if put is None else dict(put(batch))
         if sums is None:
-            where = None if put is None else _places(batch, lanes)
+            where = None if put is None else _places(batch, view, lanes)
             sums, carry = _placed(_zeros(objective, batch, view, frozen, at, lanes), where)
         sums, carry, kept = _pass(objective, sums, carry, view, frozen, batch, at, lanes is not None, where)
         for name, state in kept.items():
@@ -70,11 +70,14 @@ def evaluate(
 Places = tuple[NamedSharding, NamedSharding]  # of the sums, replicated; of the carry, sharded by rows
 
 
-def _places(batch: Batch, lanes: int | None) -> Places | None:
+def _places(batch: Batch, view: View, lanes: int | None) -> Places | None:
     """Where sums and carry lie when the batch is spread over a mesh; None when it lies on one device."""
-    on = next(iter(jax.tree.leaves(batch))).sharding
+    on, lying = (next(iter(jax.tree.leaves(tree))).sharding for tree in (batch, view))
     if not isinstance(on, NamedSharding):
         return None
+    if lanes is not None and isinstance(lying, NamedSharding) and any(lying.spec[:1]):  # each device has its own lanes
+        own = NamedSharding(on.mesh, PartitionSpec(lying.spec[0]))
+        return own, own
     lead = () if lanes is None else (None,)
     return NamedSharding(on.mesh, PartitionSpec()), NamedSharding(on.mesh, PartitionSpec(*lead, *on.spec[:1]))
 

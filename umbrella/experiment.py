@@ -18,7 +18,8 @@ class RunSettings:
     """The keys that every config has.
 
     Raises:
-      SettingsError: a seed, `seed` to `seed + seeds - 1`, is not below 2^32: it would draw what a smaller one draws.
+      SettingsError: patience without keep_best, or with validations that are no checkpoints; a seed, `seed` to
+        `seed + seeds - 1`, is not below 2^32: it would draw what a smaller one draws.
     """
 
     pipeline: str  # a module of umbrella.pipelines
@@ -27,18 +28,28 @@ class RunSettings:
     seed: Natural = 0
     seeds: Count = 1  # K runs, with the seeds seed .. seed + K - 1, as one program
     order: Literal["own", "shared"] = "own"  # of the data, with several seeds: own is what K single runs would see
+    lanes: Literal["auto", "vmap", "map"] = "auto"  # several seeds side by side or in turn, see `umbrella.step.program`
+    resample: bool = False  # every seed trains on a bootstrap sample of its own of the training split (bagging)
     log_every: Cadence = "50 steps"
     eval_every: Cadence = "1 epoch"
     checkpoint_every: Cadence = "10%"
     keep_checkpoints: Count = 3  # the last so many
     keep_every: Cadence = "never"  # and those at this cadence, for good
     keep_best: str | None = None  # and the one that is best by this validation metric
+    patience: Cadence = "never"  # stops when that metric has not improved for so long; the best state is the result
     steps_per_call: Count | None = None  # of the compiled program; chosen by the size of a step when None
     eval_batch_size: Count | None = None  # batch_size when None
     workers: Natural = 2  # processes that read a set that does not lie in memory
     baselines: bool = True  # whether to fit the rivals that are printed beside the result
 
     def __post_init__(self) -> None:
+        if self.patience != "never" and self.keep_best is None:
+            raise SettingsError('config.patience: for which metric? Set config.keep_best, such as to "loss"')
+        if self.patience != "never" and self.eval_every != self.checkpoint_every:
+            raise SettingsError(
+                f"config.patience: the best state must be a checkpoint, so set config.checkpoint_every to what "
+                f"config.eval_every is, {self.eval_every!r} (it is {self.checkpoint_every!r})"
+            )
         if self.seed + self.seeds > SEEDS:
             last = f" + {self.seeds - 1}" if self.seeds > 1 else ""
             raise SettingsError(f"config.seed: {self.seed}{last} is too large; seeds are below 2^32 ({SEEDS:,})")
@@ -73,6 +84,14 @@ class Evaluation(NamedTuple):
     batches: Iterable[Batch]  # may be gone through again and again
 
 
+class Review(NamedTuple):
+    """What is said of finished runs, side by side: numbers that need all rows or all seeds, and what is drawn."""
+
+    metrics: Mapping[str, Mapping[str, Any]]  # of an evaluation -> metric -> float, or one for each seed
+    artifacts: Iterable[tuple[str, Any]]  # (name, a value of umbrella.artifacts), made one by one
+    rows: Mapping[str, Any] = {}  # what is kept of every test row, arrays: for comparing runs row by row
+
+
 class Experiment(NamedTuple):
     """All that a run is made of, as values. See `umbrella.runs` for what is done with it."""
 
@@ -84,7 +103,7 @@ class Experiment(NamedTuple):
     step: Step
     frozen: PyTree  # arrays shared by all lanes, neither trained nor saved
     evals: Mapping[str, Evaluation]  # "train_eval" and "validation" at a cadence, the others once, at the end
-    artifacts: Mapping[str, Callable[[View, Array], Any]]  # name -> (view, key) -> a value of umbrella.artifacts
+    review: Callable[[View, Array], Review]  # of a view whose leaves all have a leading seed axis, also for one seed
     predict: Callable[[View, Batch, Array], Mapping[str, Array]]  # rows in, named rows out; jit-able
     baselines: Callable[[], dict[str, dict[str, float]]]  # name -> metric -> value, on the test split
     better: str  # the validation metric that says which of two runs is better

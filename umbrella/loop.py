@@ -52,10 +52,13 @@ class Cadence(NamedTuple):
 
 
 class Hooks(NamedTuple):
-    """What happens at a cadence. Each gets the number of steps done; none may change the state."""
+    """What happens at a cadence. Each gets the number of steps done; none may change the state.
+
+    An evaluation that returns True makes its step the last one.
+    """
 
     log: Callable[[int, dict[str, np.ndarray]], None]  # training metrics, averaged since the last log
-    evaluate: Callable[[int, TrainState], None]
+    evaluate: Callable[[int, TrainState], bool | None]
     save: Callable[[int, TrainState], None]
 
 
@@ -141,7 +144,8 @@ def fit(
                 log(*closed)
             if evaluating and stop.signum is None:
                 clock = time.perf_counter()
-                hooks.evaluate(step, ts)
+                if hooks.evaluate(step, ts):
+                    total, saving = step, True
                 spent["evaluate"] += time.perf_counter() - clock
             if saving or stop.signum is not None:  # a signal may have come during the evaluation
                 if late is not None:

@@ -17,6 +17,11 @@ def mesh(devices: int | None = None) -> Mesh:
     return jax.make_mesh((len(found),), ("data",), devices=found, axis_types=(jax.sharding.AxisType.Auto,))
 
 
+def lanes_apart(seeds: int, on: Mesh) -> bool:
+    """Whether several seeds are dealt out to the devices, each whole on one, rather than every batch cut for all."""
+    return seeds > 1 and on.size > 1 and seeds % on.size == 0
+
+
 def check_divides(batch_size: int, on: Mesh) -> None:
     """Raises SettingsError when a batch cannot be cut evenly."""
     n = on.shape["data"]
@@ -47,21 +52,39 @@ class Placement:
       on: a mesh with the axis "data".
       lanes: as in `umbrella.step.program`. The carry has an axis of lanes unless None, a slot only under "own".
       steps: how many steps a slot is for; they are its axis after that of the lanes when there are several.
+      apart: deals out lanes instead of rows: every device has some of the lanes and all of their rows, so that no
+        device waits for another. Their number must be a multiple of that of the devices.
     """
 
-    def __init__(self, on: Mesh, *, lanes: Literal["own", "shared"] | None = None, steps: int = 1):
+    def __init__(
+        self,
+        on: Mesh,
+        *,
+        lanes: Literal["own", "shared"] | None = None,
+        steps: int = 1,
+        apart: bool = False,
+    ):
         self.mesh = on
         self.alone = on.size == 1
+        self.apart = apart and not self.alone
         lead = (None,) * (int(lanes == "own") + int(steps > 1))
-        self._slot = NamedSharding(on, PartitionSpec(*lead, "data"))
-        self._carry = NamedSharding(on, PartitionSpec(*(None,) * int(lanes is not None), "data"))
-        self._rows = NamedSharding(on, PartitionSpec("data"))
-        self._all = NamedSharding(on, PartitionSpec())
+        cut, whole = PartitionSpec("data"), PartitionSpec()
+        slot, carry, rows, state = (
+            PartitionSpec(*lead, "data"),
+            PartitionSpec(*(None,) * bool(lanes), "data"),
+            cut,
+            whole,
+        )
+        if self.apart:
+            slot, carry, rows, state = cut if lanes == "own" else whole, cut, whole, cut
+        self._slot, self._carry, self._rows, self._state, self._all = (
+            NamedSharding(on, spec) for spec in (slot, carry, rows, state, whole)
+        )
         self._device = on.devices.flat[0]
 
     def state_shardings(self, ts: TrainState) -> Any:
         """A tree like ts of shardings."""
-        tree = jax.tree.map(lambda _: self._all, ts)
+        tree = jax.tree.map(lambda _: self._state, ts)
         carry = {k: jax.tree.map(lambda _: self._carry, v) for k, v in ts.state.items() if k == "carry"}
         return tree.replace(state={**tree.state, **carry})
 
@@ -70,6 +93,10 @@ class Placement:
 
     def replicated(self, tree: PyTree) -> PyTree:
         return jax.device_put(tree, self._device if self.alone else self._all)
+
+    def sums(self, tree: PyTree) -> PyTree:
+        """Sums of metrics, one for each lane or for all of a run."""
+        return jax.device_put(tree, self._device if self.alone else self._state)
 
     def slot(self, slot: PyTree) -> PyTree:
         return jax.device_put(slot, self._device if self.alone else self._slot)
@@ -83,7 +110,7 @@ class Placement:
         if self.alone:
             return jax.jit
         state = self.state_shardings(ts)
-        carried = (state, self._all) if sums else (state,)
+        carried = (state, self._state) if sums else (state,)
         return lambda fn, **kw: jax.jit(
-            fn, in_shardings=(*carried, self._all, self._all, self._slot), out_shardings=(state, self._all), **kw
+            fn, in_shardings=(*carried, self._all, self._all, self._slot), out_shardings=(state, self._state), **kw
         )

@@ -9,7 +9,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ from umbrella.experiment import Experiment
 from umbrella.loop import Cadence, Compiled, Diverged, Feed, Hooks, Outcome, Window, compile_step, fit, steps_per_call
 from umbrella.objective import Ctx, View
 from umbrella.settings import SettingsError, near
-from umbrella.step import program
+from umbrella.step import Side, program
 from umbrella.train_state import TrainState, create, parameter_count
 from umbrella.workdir import claim, config_hash, plain, summarise, write_json
 from umbrella.writers import JsonlWriter, TensorBoardWriter, Terminal, Writers
@@ -106,8 +106,10 @@ class Session:
         self.seeds = tuple(run.seed + k for k in range(run.seeds))
         self.lanes = run.seeds if run.seeds > 1 else None
         self.mesh = parallel.mesh()
-        parallel.check_divides(run.batch_size, self.mesh)
-        self.place = parallel.Placement(self.mesh, lanes=self.mode_of_lanes)
+        apart = parallel.lanes_apart(run.seeds, self.mesh)
+        if not apart:
+            parallel.check_divides(run.batch_size, self.mesh)
+        self.place = parallel.Placement(self.mesh, lanes=self.mode_of_lanes, apart=apart)
         self.frozen = self.place.replicated(self.experiment.frozen)
         self.workdir, self._lock, self._is_new = claim(workdir, self.name, self.experiment.settings)
         try:
@@ -125,7 +127,9 @@ class Session:
         self.started_at = 0  # the step from which `train` went on
         self.rollbacks: list[dict[str, int]] = []  # {"step": that was not finite, "to": whose state it went on from}
         self._rolled_back_in_a_row = 0  # without a checkpoint in between
+        self._unwritten: list[str] = []  # the names of results that no line tells of yet
         self._validated = -1  # the step of the last validation
+        self._best: tuple[float, int] | None = None  # (rank, step) of the best one, when there is patience
         self._writers = Writers()
         self._compiled_in_hooks = 0.0
         for note in self.experiment.notes:
@@ -156,6 +160,8 @@ class Session:
         self.open_writers(start, total)
 
         self._check_keep_best(ts)
+        if self._lost_patience(start):  # when it was stopped, and is now resumed
+            total = start
         step = self.compile(ts, resident, cadence)
         halting = "bad_step" in ts.opt_state.get("guard", {})
         hooks = Hooks(self.on_log, self.on_evaluate, self.on_save)
@@ -181,13 +187,16 @@ class Session:
         spent["evaluate"] -= self._compiled_in_hooks  # a save compiles next to nothing
         if at == total > start:  # the bad step was the last
             self.on_save(total, ts)
+        trained = int(np.max(jax.device_get(ts.step)))
+        if ended is None and self._best is not None and self._best[1] != trained:
+            ts = self._back_to_best(ts)
         if ended is None:
             clock, before = time.perf_counter(), self.meter.seconds
             self.evaluate_all(ts)
-            self.draw(ts)
+            self.review(ts)
             spent["evaluate"] += time.perf_counter() - clock - (self.meter.seconds - before)
         self.checkpoints.wait()
-        summary = self._finish(ts, "finished" if ended is None else "interrupted", spent, start, ended)
+        summary = self._finish(ts, "finished" if ended is None else "interrupted", spent, start, ended, trained)
         return Result(ts, self.history, summary, self.workdir, ex)
 
     def _fit(
@@ -213,7 +222,7 @@ class Session:
                 cadence=cadence,
                 hooks=hooks,
                 put=None if self.place.alone else self.place.slot,
-                spread=self.place.replicated,
+                spread=self.place.sums,
                 halting=halting,
                 in_step=not self.place.alone and jax.default_backend() == "cpu",
             )
@@ -232,6 +241,8 @@ class Session:
         if found is not None:
             ts, meta = self.place.state(found[0]), found[1]
             self.rollbacks = self.rollbacks or list(meta.get("rollbacks", []))
+            if self._patience and meta.get("best"):
+                self._best = (float(meta["best"][0]), int(meta["best"][1]))
             step = int(np.max(jax.device_get(ts.step)))
             self._say(f"Resuming {self.workdir} at step {step}.", say)
             before, now = meta["config"].get("train_for"), self.experiment.run.train_for
@@ -283,16 +294,29 @@ class Session:
             slot = next(slots)
         make = partial(program, ex.step, fetch=ex.train_data.fetch, lanes=self.mode_of_lanes)
         window = Window.of(jax.eval_shape(make(), ts, self.frozen, resident, slot)[1], self.lanes)
+        if self.lanes:
+            side = self._side(make, ts, resident, slot) if ex.run.lanes == "auto" else ex.run.lanes
+            make = partial(make, side=side, apart=self.mesh if self.place.apart else None)
         jit = self.place.jit(ts, sums=True)
         one = compile_step(make(), window, jit=jit)
         k = ex.run.steps_per_call
         if k is None:
-            lowered = one.lower(ts, self.place.replicated(window.zeros()), self.frozen, resident, self.place.slot(slot))
+            lowered = one.lower(ts, self.place.sums(window.zeros()), self.frozen, resident, self.place.slot(slot))
             flops = (lowered.cost_analysis() or {}).get("flops", math.inf) / len(self.seeds)
             k = steps_per_call(flops, cadence, ex.durations.total, backend=jax.default_backend())
         if k == 1 or not self.place.alone:
             return {1: one}, window
         return {1: one, k: compile_step(make(steps=k), window, jit=jit)}, window
+
+    def _side(self, make: Callable[..., Any], ts: TrainState, resident: Any, slot: Any) -> Side:
+        """In turn where the step has convolutions and runs on a CPU, side by side otherwise: see docs/benchmarks.md.
+
+        By what the program is and not by the clock: two runs of a config must not differ in their last bits.
+        """
+        if jax.default_backend() != "cpu":
+            return "vmap"
+        found = jax.make_jaxpr(make())(ts, self.frozen, resident, slot)
+        return "map" if "conv_general_dilated" in str(found) else "vmap"
 
     def _rank(self, meta: Mapping[str, Any]) -> float | None:
         """Of a checkpoint, by its validation; the lower the better."""
@@ -341,7 +365,7 @@ class Session:
     def on_log(self, step: int, metrics: dict[str, Any]) -> None:
         self._write(step, "train", metrics)
 
-    def on_evaluate(self, step: int, ts: TrainState) -> None:
+    def on_evaluate(self, step: int, ts: TrainState) -> bool:
         before = self.meter.seconds
         for name in WHILE_TRAINING:
             if name in self.experiment.evals:
@@ -349,6 +373,34 @@ class Session:
                 self._write(step, name, self.results[name])
         self._validated = step
         self._compiled_in_hooks += self.meter.seconds - before
+        rank = self._rank({"validation": self.summarised()["validation"]}) if self._patience else None
+        if rank is not None and math.isfinite(rank) and (self._best is None or rank < self._best[0]):
+            self._best = (rank, step)
+        return self._lost_patience(step)
+
+    @property
+    def _patience(self) -> int:
+        """In steps, a whole number of validations; 0 for endless."""
+        steps, run = self.experiment.durations.steps, self.experiment.run
+        every = max(1, steps(run.eval_every))
+        return max(1, round(steps(run.patience) / every)) * every if run.patience != "never" else 0
+
+    def _lost_patience(self, step: int) -> bool:
+        return self._best is not None and step - self._best[1] >= self._patience > 0
+
+    def _back_to_best(self, ts: TrainState) -> TrainState:
+        """The state of the best validation, as the result of a run with patience."""
+        assert self._best is not None
+        self.checkpoints.wait()
+        template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ts)
+        found = self.checkpoints.restore(template, step=self._best[1])
+        assert found is not None
+        for name in WHILE_TRAINING:
+            self.results.pop(name, None)  # of the last state
+        self._say(
+            f"The best {self.experiment.run.keep_best} on validation was at step {self._best[1]}: that is the result."
+        )
+        return self.place.state(found[0])
 
     def on_save(self, step: int, ts: TrainState) -> None:
         meta = {
@@ -358,6 +410,7 @@ class Session:
             "seeds": list(self.seeds),
             "rollbacks": self.rollbacks,
             "validation": self.summarised().get("validation") if self._validated == step else None,
+            "best": self._best,
         }
         before = self.meter.seconds
         self.checkpoints.save(step, ts, meta)
@@ -408,24 +461,36 @@ class Session:
 
     def evaluate_all(self, ts: TrainState) -> dict[str, dict[str, Any]]:
         """Every evaluation, on the averaged parameters where there are some; test is looked at here and only here."""
-        step = int(np.max(jax.device_get(ts.step)))
         for name in self.experiment.evals:
             if name in WHILE_TRAINING and name in self.results:
                 continue
             self.results[name] = self._evaluate(name, ts.eval_view())
-            self._write(step, name, self.results[name])  # nowhere but in the history when no training is going on
+            self._unwritten.append(name)
         return self.results
 
     def summarised(self) -> dict[str, Any]:
         """The results so far, as in summary.json."""
         return {name: summarise(m) for name, m in self.results.items()}
 
-    def draw(self, ts: TrainState) -> list[Path]:
-        """Makes the artifacts of the first seed; returns the files."""
-        view = ts.eval_view() if self.lanes is None else ts.eval_view().lane(0)
+    def review(self, ts: TrainState) -> list[Path]:
+        """What the pipeline says of all seeds side by side: adds to the results, makes the artifacts, returns these."""
+        view = ts.eval_view()
+        if self.place.apart:  # what follows is of all seeds at once
+            view = jax.device_put(view, jax.local_devices()[0])
+        views = view if self.lanes else jax.tree.map(lambda x: x[None], view)
+        told = self.experiment.review(views, jax.random.key(EVAL_KEY))
+        step = int(np.max(jax.device_get(ts.step)))
+        for name, metrics in told.metrics.items():
+            self._unwritten += [] if name in self.results else [name]
+            self.results[name] = {**self.results.get(name, {}), **metrics}
+        for name in self._unwritten:
+            self._write(step, name, self.results[name])  # nowhere but in the history when no training is going on
+        self._unwritten = []
         folder = self.workdir / "artifacts"
-        for name, fn in self.experiment.artifacts.items():
-            artifacts.save(folder, name, fn(view, jax.random.key(EVAL_KEY)))
+        for name, value in told.artifacts:
+            artifacts.save(folder, name, value)
+        if told.rows:
+            artifacts.save_arrays(folder / "rows.npz", told.rows)
         return [folder / entry["file"] for entry in artifacts.read_index(folder)]
 
     def predict(self, ts: TrainState) -> Path:
@@ -441,20 +506,24 @@ class Session:
         n = len(ex.dataset.test)
         told = {k: np.concatenate([p[k] for p in parts])[:n] for k in parts[0]}
         path = self.workdir / "artifacts" / "predictions.npz"
-        path.parent.mkdir(exist_ok=True)
-        temporary = path.with_suffix(".tmp.npz")
-        np.savez(temporary, **told)  # type: ignore[arg-type]
-        temporary.replace(path)
+        artifacts.save_arrays(path, told)
         return path
 
     def _finish(
-        self, ts: TrainState, status: str, seconds: Mapping[str, float], start: int, signum: int | None
+        self,
+        ts: TrainState,
+        status: str,
+        seconds: Mapping[str, float],
+        start: int,
+        signum: int | None,
+        trained: int | None = None,
     ) -> dict[str, Any]:
         ex = self.experiment
         baselines = ex.baselines() if ex.run.baselines and status == "finished" else {}
         step = int(np.max(jax.device_get(ts.step)))
         spent = {**seconds, "compile": self.meter.seconds, "total": time.perf_counter() - self.began}
-        made = (step - start) * ex.run.batch_size * len(self.seeds)
+        trained = step if trained is None else trained
+        made = (trained - start) * ex.run.batch_size * len(self.seeds)
         data = ex.dataset
         summary: dict[str, Any] = {
             "status": status,
@@ -462,6 +531,7 @@ class Session:
             "workdir": str(self.workdir),
             "command": self.command,
             "step": step,
+            "trained_to": trained,  # later than step where patience ended and the best state is the result
             "epochs": step * ex.run.batch_size / ex.durations.n_train,
             "seeds": len(self.seeds),
             "metrics": self.summarised(),

@@ -233,6 +233,58 @@ def threshold(score: ArrayLike, y: ArrayLike, aim: Mapping[str, float] | Literal
     return Choice(float(cut[i]), float(tpr[i]), float(tnr[i]), float(_share(positive[i], called)), float(f1[i]))
 
 
+# ------------------------------------------------------------------------------------------------------ several runs
+def interval(values: ArrayLike) -> tuple[F64, F64]:
+    """(mean, half of its 95 % confidence interval) over the first axis of f[K, ...], by Student's t.
+
+    What is not finite in a run is left out there; fewer than two values have no interval, and none has no mean: NaN.
+    """
+    from scipy import stats
+
+    v = np.asarray(values, np.float64)
+    kept = np.isfinite(v)
+    n = kept.sum(0)
+    mean = _share(np.where(kept, v, 0).sum(0), n)
+    rest = np.where(kept, v - np.where(n > 0, mean, 0), 0)
+    variance = _share((rest**2).sum(0), np.maximum(n - 1, 0))
+    t = stats.t.ppf(0.975, np.maximum(n - 1, 1))
+    return mean, t * np.sqrt(variance / np.maximum(n, 1))
+
+
+def paired(a: ArrayLike, b: ArrayLike) -> dict[str, float]:
+    """Student's paired test of a, b f[K], matched run by run: does a - b differ from 0?
+
+    Returns:
+      difference, low, high (its 95 % confidence interval), p (two-sided); NaN where K < 2. When all differences are
+      equal, p is 1 for no difference and 0 for any.
+    """
+    from scipy import stats
+
+    d = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    mean, half = (float(v) for v in interval(d))
+    spread = d.std(ddof=1) if len(d) > 1 else np.nan
+    if spread == 0:
+        p = float(mean == 0)
+    else:
+        p = float(2 * stats.t.sf(abs(mean) / (spread / np.sqrt(len(d))), len(d) - 1)) if len(d) > 1 else np.nan
+    return {"difference": mean, "low": mean - half, "high": mean + half, "p": p}
+
+
+def mcnemar(a: ArrayLike, b: ArrayLike) -> dict[str, float]:
+    """The exact test of McNemar 1947: of two classifiers' hits bool[N] on the same rows, is one right more often?
+
+    Returns:
+      only_a, only_b: rows that only one is right on; p: two-sided, by the binomial distribution; 1 when they agree.
+    """
+    from scipy import stats
+
+    x, y = np.asarray(a, bool), np.asarray(b, bool)
+    only_a, only_b = int((x & ~y).sum()), int((~x & y).sum())
+    n = only_a + only_b
+    p = float(stats.binomtest(only_a, n).pvalue) if n else 1.0
+    return {"only_a": only_a, "only_b": only_b, "p": p}
+
+
 def _share(part: ArrayLike, whole: ArrayLike) -> F64:
     """part / whole, NaN where the whole is nothing."""
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)

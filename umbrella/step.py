@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
 from umbrella.choices import one_of
 from umbrella.gradients import GradFn, interleaved
@@ -23,8 +24,12 @@ tmap = jax.tree.map
 Metrics = dict[str, Any]
 Policy = Literal["skip", "halt"]
 Lanes = Literal["own", "shared"]
+Side = Literal["vmap", "map"]
 WATCHED = ("objective", "grad_norm")  # what update reports and guard reads
-RESERVED = ("ema", "guard")  # slots of opt_state that no update may have
+RESERVED = (
+    "ema",
+    "guard",
+)  # slots (that of an average is called "ema" whatever the average) of opt_state that no update may have
 
 
 class Step(NamedTuple):
@@ -227,6 +232,49 @@ def ema(decay: float, *, only: tuple[str, ...] = ()) -> After:
     return After(init, apply)
 
 
+def swa(start: int, every: int) -> After:
+    """The plain average of parameters and float state after the steps start, start + every, start + 2 every, ...
+
+    Until the first of them the average is the last state itself. Integers are copied; "carry" is never averaged.
+
+    Deviation from the paper: the statistics of BatchNorm are averaged as well, instead of being computed anew in a pass
+    over the training data: every step then has a view that can be evaluated.
+
+    Raises:
+      ValueError: every < 1; at init: there is an average already, or its slot is taken.
+
+    Source: Izmailov et al. 2018, algorithm 1.
+    """
+    if every < 1:
+        raise ValueError(f"swa: every {every} steps is never")
+
+    def init(ts: TrainState) -> TrainState:
+        if ts.ema is not None or "ema" in ts.opt_state:
+            raise ValueError("the state already keeps an average: one is enough")
+        seen = View(ts.params, {k: v for k, v in ts.state.items() if k != "carry"})
+        return ts.replace(opt_state={**ts.opt_state, "ema": {"count": jnp.int32(0)}}, ema=tmap(jnp.copy, seen))
+
+    def apply(old: TrainState, new: TrainState, ctx: Ctx) -> TrainState:
+        assert old.ema is not None
+        done = ctx.step + 1  # of `new`
+        due = (done >= start) & ((done - start) % every == 0)
+        count = old.opt_state["ema"]["count"]
+        share = 1 / (count + 1).astype(jnp.float32)
+        gain = jnp.where(due, share, (count == 0).astype(jnp.float32))
+
+        def average(a: Array, x: Array) -> Array:
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                return x
+            return jnp.where(gain == 1, x, a + gain.astype(x.dtype) * (x - a))
+
+        now = View({k: new.params[k] for k in old.ema.params}, {k: new.state[k] for k in old.ema.state})
+        with jax.named_scope("swa"):
+            averaged = tmap(average, old.ema, now)
+        return new.replace(opt_state={**new.opt_state, "ema": {"count": count + due.astype(jnp.int32)}}, ema=averaged)
+
+    return After(init, apply)
+
+
 def guard(step: Step, policy: Policy = "skip") -> Step:
     """Watches what `update` reports, on the device: "objective" and "grad_norm" must be finite. Outermost.
 
@@ -299,6 +347,8 @@ def program(
     fetch: Callable[[PyTree, Any], Batch] = stream,
     steps: int = 1,
     lanes: Lanes | None = None,
+    side: Side = "vmap",
+    apart: Mesh | None = None,
 ) -> Program:
     """(ts, frozen, resident, slot) -> (ts, metrics), not yet compiled: builds the context, fetches, steps, counts.
 
@@ -308,12 +358,18 @@ def program(
         metrics are summed. Equal to as many calls to the bit.
       lanes: None for one run; K runs as one program when the state has a leading axis [K]: "own", every lane has its
         own slot, as its solo run would; "shared", all see the same (paired comparisons).
+      side: how lanes share a device: "vmap", side by side, every operation on all of them at once; "map", in turn
+        within the program. The second is for what does not batch well: on CPU a convolution with a kernel for each lane
+        becomes a grouped one, for which XLA has nothing fast there.
+      apart: a mesh with the axis "data", over which the lanes are dealt out: each device has its own, and none speaks
+        to another.
 
     Raises:
-      ValueError: no such lanes.
+      ValueError: no such lanes or side.
     """
     if lanes is not None:
         one_of("program: lanes", lanes, Lanes)
+        one_of("program: side", side, Side)
 
     def one(ts: TrainState, frozen: PyTree, resident: PyTree, slot: PyTree) -> tuple[TrainState, Metrics]:
         ctx = Ctx(jax.random.fold_in(ts.key, ts.step), ts.step, frozen)
@@ -327,7 +383,22 @@ def program(
         return ts, tmap(lambda x: x.sum(0), told)
 
     run = one if steps == 1 else many
-    return run if lanes is None else jax.vmap(run, in_axes=(0, None, None, 0 if lanes == "own" else None))
+    if lanes is None:
+        return run
+
+    def in_turn(ts: TrainState, frozen: PyTree, resident: PyTree, slot: PyTree) -> tuple[TrainState, Metrics]:
+        if lanes == "own":
+            return jax.lax.map(lambda lane: run(lane[0], frozen, resident, lane[1]), (ts, slot))
+        return jax.lax.map(lambda lane: run(lane, frozen, resident, slot), ts)
+
+    dealt = 0 if lanes == "own" else None
+    all_lanes = jax.vmap(run, in_axes=(0, None, None, dealt)) if side == "vmap" else in_turn
+    if apart is None:
+        return all_lanes
+    cut, whole = PartitionSpec("data"), PartitionSpec()
+    places = (cut, whole, whole, cut if lanes == "own" else whole)
+    # Without the check of what varies over the mesh: it would have every carry of every scan inside say so.
+    return jax.shard_map(all_lanes, mesh=apart, in_specs=places, out_specs=cut, check_vma=False)
 
 
 def train_step(step: Step, *, jit: Callable[..., Any] = jax.jit, **program_args: Any) -> Any:

@@ -60,9 +60,11 @@ def _figure(directory: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
         alt = f"{name}: {len(points)} points in the plane, by class"
         return {"kind": "chart", "html": charts.scatter(points, np.array(value["labels"], int), names, alt)}
     if kind == "curves":
+        bands = {k: (_floats(low), _floats(high)) for k, (low, high) in value.get("bands", {}).items()}
         series = [
-            charts.Series(str(k), _floats(x), _floats(y), slot=i)
+            charts.Series(str(k), _floats(x), _floats(y), low, high, slot=i, dashed=k in value.get("dashed", ()))
             for i, (k, (x, y)) in enumerate(value["series"].items())
+            for low, high in (bands.get(k, (None, None)),)
         ]
         labels = {"x_label": str(value["x_label"]), "y_label": str(value["y_label"])}
         alt = f"{name}: {value['y_label']} against {value['x_label']} of " + ", ".join(s.name for s in series)

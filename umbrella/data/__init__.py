@@ -11,7 +11,7 @@ Importing this package reads no data, imports neither scikit-learn nor TensorFlo
 from umbrella.data.reading import load
 from umbrella.data.sources import Arrays, Dataset, Rows, Source, sample
 from umbrella.data.splits import overlap
-from umbrella.data.streams import Data, batches, in_memory, order, streaming
+from umbrella.data.streams import Data, batches, bootstrap, in_memory, order, streaming
 
 __all__ = [
     "Arrays",
@@ -20,6 +20,7 @@ __all__ = [
     "Rows",
     "Source",
     "batches",
+    "bootstrap",
     "in_memory",
     "load",
     "order",

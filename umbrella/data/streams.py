@@ -34,11 +34,12 @@ class Data(NamedTuple):
     batch_size: int
 
 
-def in_memory(source: Source, batch_size: int) -> Data:
+def in_memory(source: Source, batch_size: int, *, resample: bool = False) -> Data:
     """The whole set on the device; a slot is {"idx": i32[B]}, the rows to gather there. Text columns stay behind.
 
     Args:
       source: an Arrays.
+      resample: every seed reads its own `bootstrap` sample of the rows instead of all of them.
 
     Raises:
       SettingsError: the source is empty or lazy, or batch_size < 1.
@@ -50,7 +51,7 @@ def in_memory(source: Source, batch_size: int) -> Data:
         raise SettingsError(
             "this set is read lazily and does not lie in memory: use streaming, or load(in_memory=True)"
         )
-    slot = _Indices(len(source), batch_size)
+    slot = _Indices(len(source), batch_size, resample)
 
     def stream(seeds: tuple[int, ...], start: int, stop: int) -> Generator[Slot, None, None]:
         return (_stacked(slot, seeds, step) for step in range(start, stop))
@@ -58,11 +59,12 @@ def in_memory(source: Source, batch_size: int) -> Data:
     return Data(on_device(source.arrays), slot, gather, stream, len(source), batch_size)
 
 
-def streaming(source: Source, batch_size: int, *, workers: int = 2) -> Data:
+def streaming(source: Source, batch_size: int, *, workers: int = 2, resample: bool = False) -> Data:
     """Batches read on the host; a slot is the batch itself. Text columns stay behind.
 
     Args:
       workers: processes that read ahead; 0 reads in this one. The batches are the same to the bit.
+      resample: as in `in_memory`.
 
     Raises:
       SettingsError: the source is empty, batch_size < 1 or workers < 0.
@@ -72,7 +74,7 @@ def streaming(source: Source, batch_size: int, *, workers: int = 2) -> Data:
     _check(source, batch_size)
     if workers < 0:
         raise SettingsError(f"workers={workers}: must be >= 0")
-    slot = _Batch(source, batch_size)
+    slot = _Batch(source, batch_size, resample)
 
     def stream(seeds: tuple[int, ...], start: int, stop: int) -> Generator[Slot, None, None]:
         make = functools.partial(_stacked, slot, tuple(seeds))
@@ -101,6 +103,21 @@ def order(seed: int, n: int, position: np.ndarray) -> np.ndarray:
         here = epoch == e
         out[here] = _permutation(seed, n, int(e))[rank[here]]
     return out
+
+
+def bootstrap(seed: int, n: int) -> np.ndarray:
+    """i32[n], read-only: n of n rows, drawn with replacement (Breiman 1996); on average 1 - 1/e of them occur.
+
+    The integer weights of bagging as rows that occur so many times: an epoch then costs what it always does.
+    """
+    return _drawn(seed, n)
+
+
+@functools.lru_cache(maxsize=64)
+def _drawn(seed: int, n: int) -> np.ndarray:
+    drawn = np.random.default_rng([seed, 4, n]).integers(0, n, n).astype(np.int32)  # permutations draw from two numbers
+    drawn.setflags(write=False)
+    return drawn
 
 
 class batches:
@@ -138,8 +155,13 @@ class batches:
 class _Indices:
     n: int
     batch_size: int
+    resample: bool = False
 
     def __call__(self, seed: int, step: int) -> Slot:
+        slot = self._of_all(seed, step)
+        return {"idx": bootstrap(int(seed), self.n)[slot["idx"]]} if self.resample else slot
+
+    def _of_all(self, seed: int, step: int) -> Slot:
         seed, start = int(seed), int(step) * self.batch_size
         epoch, rank = divmod(start, self.n)
         if rank + self.batch_size <= self.n:  # within an epoch: a slice, as fast as it gets
@@ -151,9 +173,10 @@ class _Indices:
 class _Batch:
     source: Source
     batch_size: int
+    resample: bool = False
 
     def __call__(self, seed: int, step: int) -> Slot:
-        rows = _Indices(len(self.source), self.batch_size)(seed, step)["idx"]
+        rows = _Indices(len(self.source), self.batch_size, self.resample)(seed, step)["idx"]
         return on_device(self.source.__getitems__(rows.astype(np.int64)))
 
 

@@ -7,12 +7,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from umbrella import data, optim, parallel, settings, transforms
-from umbrella.experiment import Durations, Evaluation, Experiment, RunSettings
+from umbrella.experiment import Durations, Evaluation, Experiment, Review, RunSettings
 from umbrella.gradients import grad_of, microbatch
 from umbrella.objective import Array, Batch, Objective, Params, State, Transform, View, chain, map_params
 from umbrella.pipelines import _scopes
-from umbrella.settings import Count, Fraction
-from umbrella.step import ema, guard, then, update
+from umbrella.settings import Cadence, Count, Fraction
+from umbrella.step import ema, guard, swa, then, update
 
 Resolve = Callable[[Params, State], Params]
 
@@ -26,6 +26,8 @@ class Common:
     techniques: tuple[str, ...] = ()  # the leftmost touches the batch first
     evals: dict[str, tuple[str, ...]]  # on test: name -> techniques, such as {"test": (), "robust": ("pgd40",)}
     ema: Fraction = 0.0  # decay; 0 for none
+    swa_from: Cadence = "never"  # averages parameters from there on, instead of ema
+    swa_every: Cadence = "1 epoch"
     microbatches: Count = 1  # slices of a batch, in turn, to save memory
     trainable: tuple[str, ...] = ()  # the scopes that are trained, such as ("lora",); all when empty
     on_nonfinite: Literal["raise", "skip", "rollback"] = "raise"
@@ -38,13 +40,13 @@ class Problem(NamedTuple):
     outer: Transform  # makes the task of a batch; before every technique, in training and evaluation
     base: Objective  # measured
     context: Mapping[str, Any]  # for the techniques' positional parameters
-    artifacts: Callable[[Resolve], dict[str, Callable[[View, Array], Any]]]
+    review: Callable[[Resolve], Callable[[View, Array], Review]]
     predict: Callable[[Resolve], Callable[[View, Batch, Array], dict[str, Array]]]
     baselines: Callable[[], dict[str, dict[str, float]]]
     better: str = "loss"
 
 
-RESERVED = ("train_eval", "validation")
+RESERVED = ("train_eval", "validation", "ensemble")
 
 
 def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Experiment:
@@ -89,8 +91,14 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
         )
     gradient = microbatch(common.microbatches)(grad_of(train))
     step = update(gradient, optimizer, wrt=common.trainable)
+    if common.ema and common.swa_from != "never":
+        raise settings.SettingsError(
+            f"config.swa_from: there is an average already, config.ema is {common.ema}; set it to 0"
+        )
     if common.ema:
         step = then(step, ema(common.ema))
+    if start := durations.steps(common.swa_from):
+        step = then(step, swa(start, max(1, durations.steps(common.swa_every))))
     step = guard(step, "skip" if common.on_nonfinite == "skip" else "halt")
 
     # Nothing can be said of a split without labels where the task is to tell them.
@@ -106,7 +114,7 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
         step=step,
         frozen={},
         evals=evaluations(dataset, p.columns, run, on_test, evaluated((), "techniques"), hidden),
-        artifacts=p.artifacts(train.resolve),
+        review=p.review(train.resolve),
         predict=p.predict(train.resolve),
         baselines=dict if "test" in hidden else p.baselines,
         better=p.better,
@@ -145,8 +153,8 @@ def read(config: Mapping[str, Any], problem: Callable[..., Problem]) -> tuple[Ru
 def train_data(dataset: data.Dataset, columns: tuple[str, ...], run: RunSettings) -> data.Data:
     """In memory where the set is, streamed otherwise."""
     if isinstance(dataset.train, data.Arrays):
-        return data.in_memory(select(dataset.train, columns), run.batch_size)
-    return data.streaming(select(dataset.train, columns), run.batch_size, workers=run.workers)
+        return data.in_memory(select(dataset.train, columns), run.batch_size, resample=run.resample)
+    return data.streaming(select(dataset.train, columns), run.batch_size, workers=run.workers, resample=run.resample)
 
 
 def evaluations(

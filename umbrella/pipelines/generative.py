@@ -1,6 +1,6 @@
 """Models of images with latent variables. Floor 5."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from umbrella import baselines, losses, models
 from umbrella.artifacts import Images, Scatter
 from umbrella.data import Dataset
-from umbrella.experiment import Experiment
+from umbrella.experiment import Experiment, Review
 from umbrella.metrics import Mean, mask_of
 from umbrella.objective import Array, Batch, View, chain, measure, supervised
 from umbrella.pipelines._standard import Problem, Resolve, assemble, scale_of
@@ -64,7 +64,7 @@ def problem(
         outer=outer,
         base=base,
         context={"log_weight": losses.log_importance_weight, "bounds": (0.0, 1.0)},
-        artifacts=lambda resolve: _artifacts(net, resolve, dataset, scale, binary),
+        review=lambda resolve: _review(net, resolve, dataset, scale, binary),
         predict=lambda resolve: _predict(net, resolve, scale),
         baselines=lambda: baselines.on_parts(
             lambda train, test: (
@@ -111,7 +111,9 @@ def _predict(net: Any, resolve: Resolve, scale: float) -> Any:
     return run
 
 
-def _artifacts(net: Any, resolve: Resolve, dataset: Dataset, scale: float, binary: bool) -> dict[str, Any]:
+def _review(
+    net: Any, resolve: Resolve, dataset: Dataset, scale: float, binary: bool
+) -> Callable[[View, Array], Review]:
     encode = jax.jit(_predict(net, resolve, scale))
 
     @jax.jit
@@ -164,4 +166,10 @@ def _artifacts(net: Any, resolve: Resolve, dataset: Dataset, scale: float, binar
         coloured = ", coloured by class; no label was trained on" if told else ""
         return Scatter(flat, labels, f"{how} of {len(flat)} test images{coloured}.", names)
 
-    return {"samples": samples, "reconstructions": reconstructions, "traversal": traversal, "latent_map": latent_map}
+    drawn = {"samples": samples, "reconstructions": reconstructions, "traversal": traversal, "latent_map": latent_map}
+
+    def review(views: View, key: Array) -> Review:
+        """Pictures of the first seed."""
+        return Review({}, ((name, fn(views.lane(0), key)) for name, fn in drawn.items()))
+
+    return review

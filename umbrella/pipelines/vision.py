@@ -1,20 +1,22 @@
 """Classifying images. Floor 5."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from umbrella import baselines, losses, metrics, models
-from umbrella.artifacts import Images, Matrix
-from umbrella.data import Dataset
-from umbrella.experiment import Experiment
+from umbrella import baselines, data, losses, metrics, models
+from umbrella.artifacts import Images
+from umbrella.data import Dataset, scaling
+from umbrella.experiment import Experiment, Review
 from umbrella.objective import Array, Batch, View, measure, supervised
-from umbrella.pipelines._standard import Problem, Resolve, assemble, scale_of
+from umbrella.pipelines import _classes
+from umbrella.pipelines._standard import Problem, Resolve, assemble, scale_of, select
 from umbrella.settings import SettingsError
 from umbrella.transforms import pixels
+from umbrella.transforms.standardise import scaled, standardise
 
 CLASSIFIERS = ("cnn", "lenet", "mlp", "resnet")
 
@@ -24,60 +26,82 @@ def build(config: Mapping[str, Any]) -> Experiment:
     return assemble(config, problem)
 
 
-def problem(dataset: Dataset, log: dict[str, Any], *, model: dict) -> Problem:
-    """Cross-entropy of a classifier of images with pixels in [0, 1]; measures accuracy."""
+def problem(
+    dataset: Dataset,
+    log: dict[str, Any],
+    *,
+    model: dict,
+    normalise: Literal["none", "minmax", "zscore", "robust", "channel"] = "none",
+) -> Problem:
+    """Cross-entropy of a classifier of images with pixels in [0, 1]; measures accuracy.
+
+    normalise: what the model makes of them first, by numbers of the training split that are saved with it.
+    """
     if dataset.info["kind"] != "image" or not dataset.info["classes"]:
         raise SettingsError(f"config.data.name: {dataset.name!r} holds no labelled images, which this pipeline needs")
     classes, scale = dataset.info["classes"], scale_of(dataset)
     net = models.build(model, only=CLASSIFIERS, log=log, out=classes)
-    base = measure(accuracy=metrics.accuracy)(supervised(net, losses.cross_entropy))
+    base = supervised(net, losses.cross_entropy)
+    if normalise != "none":
+        base = standardise(*scaling.fit(normalise, dataset.train, unit=scale))(base)
+    base = measure(accuracy=metrics.accuracy)(base)
     names = tuple(dataset.info["class_names"] or (str(i) for i in range(classes)))
+    hidden = dataset.info["hidden"]
+
+    def logits_of(resolve: Resolve, view: View, x: Array) -> Array:
+        params = resolve(view.params, view.state)["model"]
+        x = x.astype(jnp.float32) * (1 / scale)
+        if normalise != "none":
+            x = scaled(view.state["input"], x)
+        return net.apply({"params": params, **view.state.get("model", {})}, x, train=False)
 
     def predict(resolve: Resolve) -> Any:
         def run(view: View, batch: Batch, key: Array) -> dict[str, Array]:
-            params = resolve(view.params, view.state)["model"]
-            x = batch["x"].astype(jnp.float32) * (1 / scale)
-            logits = net.apply({"params": params, **view.state.get("model", {})}, x, train=False)
+            logits = logits_of(resolve, view, batch["x"])
             return {"label": jnp.argmax(logits, -1), "probabilities": jax.nn.softmax(logits)}
 
         return run
 
-    def artifacts(resolve: Resolve) -> dict[str, Any]:
-        told = jax.jit(predict(resolve))
+    def review(resolve: Resolve) -> Callable[[View, Array], Review]:
+        # In turn, not side by side: that would keep the activations of all seeds at once.
+        run = jax.jit(lambda views, x: jax.lax.map(lambda view: logits_of(resolve, view, x), views))
 
-        def on_test(view: View, key: Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            n, y, parts = len(dataset.test), [], []
-            for i in range(0, n, 1000):  # the images of a streamed set are never in memory together
-                rows = dataset.test.__getitems__(np.arange(i, min(i + 1000, n)))
-                y.append(rows["y"])
-                parts.append(np.asarray(told(view, {"x": rows["x"]}, key)["probabilities"]))
-            probabilities = np.concatenate(parts)
-            return np.concatenate(y), probabilities, probabilities.argmax(-1)
+        def told(views: View, split: Any) -> _classes.Told:
+            logits, labels = [], []
+            for batch in data.batches(select(split, ("x", "y")), min(1000, len(split))):
+                kept = int(batch["mask"].sum())
+                logits.append(np.asarray(run(views, batch["x"]))[:, :kept])
+                labels.append(batch["y"][:kept])
+            return _classes.Told(np.concatenate(logits, 1), np.concatenate(labels))
 
-        def confusion(view: View, key: Array) -> Matrix:
-            y, _, label = on_test(view, key)
-            counts = np.zeros((classes, classes))
-            np.add.at(counts, (y, label), 1)
-            return Matrix(counts, names, names, "Test examples by true class (rows) and predicted class (columns).")
+        def of(views: View, key: Array) -> Review:
+            if "test" in hidden:
+                return Review({}, ())
+            test = told(views, dataset.test)
+            held = told(views, dataset.validation) if len(dataset.validation) and "validation" not in hidden else None
+            made = _classes.review(test, held, names)
+            return made._replace(artifacts=(*made.artifacts, ("mistakes", mistakes(test))))
 
-        def mistakes(view: View, key: Array) -> Images:
-            y, probabilities, label = on_test(view, key)
-            sure = probabilities.max(-1) * (label != y)
-            worst = [i for i in np.argsort(-sure, kind="stable")[:30] if sure[i] > 0] or [0]
-            told = ", ".join(f"{names[y[i]]}→{names[label[i]]}" for i in worst[:10])
-            caption = f"The test examples it is wrong about and most sure of (true→predicted, the first ten: {told})."
-            if sure[worst[0]] == 0:
-                caption = "No test example is classified wrongly; here is the first."
-            return Images(dataset.test.__getitems__(np.asarray(worst))["x"] / scale, 10, caption)
+        return of
 
-        return {} if "test" in dataset.info["hidden"] else {"confusion": confusion, "mistakes": mistakes}
+    def mistakes(test: _classes.Told) -> Images:
+        probabilities = np.nan_to_num(test.probabilities).mean(0)
+        label, y = probabilities.argmax(-1), test.y
+        sure = probabilities.max(-1) * (label != y)
+        worst = [i for i in np.argsort(-sure, kind="stable")[:30] if sure[i] > 0] or [0]
+        told = ", ".join(f"{names[y[i]]}→{names[label[i]]}" for i in worst[:10])
+        who = "it is" if len(test.logits) == 1 else f"the {len(test.logits)} seeds together are"
+        caption = f"The test examples {who} wrong about and most sure of (true→predicted, the first ten: {told})."
+        if sure[worst[0]] == 0:
+            caption = "No test example is classified wrongly; here is the first."
+        return Images(dataset.test.__getitems__(np.asarray(worst))["x"] / scale, 10, caption)
 
     return Problem(
         columns=("x", "y"),
         outer=pixels(scale),
         base=base,
         context={"classes": classes, "bounds": (0.0, 1.0)},
-        artifacts=artifacts,
+        review=review,
         predict=predict,
         baselines=lambda: baselines.on_parts(
             lambda train, test: baselines.classification(train, test, scale), dataset.train, dataset.test
