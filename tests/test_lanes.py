@@ -28,13 +28,13 @@ def trained(tmp_path: Path, name: str, **more: Any) -> um.runs.Result:
 @pytest.mark.parametrize("order", ["own", "shared"])
 @pytest.mark.parametrize("seeds", [2, 3])  # on two devices: dealt out; cut by rows
 def test_in_turn_and_side_by_side_are_the_same_runs(tmp_path: Path, order: str, seeds: int) -> None:
-    a, b = (trained(tmp_path, how, lanes=how, order=order, seeds=seeds) for how in ("vmap", "map"))
+    a, b = (trained(tmp_path, how, lanes=how, order=order, seeds=seeds) for how in ("vmap", "unroll"))
     assert gap(a.ts.params, b.ts.params) < 1e-6
     assert a.history[-1]["accuracy"] == pytest.approx(b.history[-1]["accuracy"])
 
 
 @two_devices
-@pytest.mark.parametrize("how", ["vmap", "map"])
+@pytest.mark.parametrize("how", ["vmap", "unroll"])
 def test_each_device_has_its_own_seeds_and_none_waits_for_another(tmp_path: Path, how: str) -> None:
     config = vision(seeds=4, lanes=how, train_for="6 steps", batch_size=33)  # two devices could not share 33 rows
     with um.runs.Session(config, tmp_path / "w", quiet=True) as session:
@@ -60,7 +60,10 @@ def test_each_device_has_its_own_seeds_and_none_waits_for_another(tmp_path: Path
 
 
 def test_convolutions_run_in_turn_on_a_cpu(tmp_path: Path) -> None:
-    for model, expected in ((dict(name="mlp", hidden=(8,)), "vmap"), (dict(name="cnn", widths=(4,), depth=1), "map")):
+    for model, expected in (
+        (dict(name="mlp", hidden=(8,)), "vmap"),
+        (dict(name="cnn", widths=(4,), depth=1), "unroll"),
+    ):
         with um.runs.Session(vision(seeds=2, model=model), tmp_path / model["name"], quiet=True) as session:
             resident = session.place.replicated(session.experiment.train_data.resident)
             ts, _ = session.start(resident)

@@ -28,7 +28,7 @@ class RunSettings:
     seed: Natural = 0
     seeds: Count = 1  # K runs, with the seeds seed .. seed + K - 1, as one program
     order: Literal["own", "shared"] = "own"  # of the data, with several seeds: own is what K single runs would see
-    lanes: Literal["auto", "vmap", "map"] = "auto"  # several seeds side by side or in turn, see `umbrella.step.program`
+    lanes: Literal["auto", "vmap", "unroll"] = "auto"  # how several seeds share a device, see `umbrella.step.program`
     resample: bool = False  # every seed trains on a bootstrap sample of its own of the training split (bagging)
     log_every: Cadence = "50 steps"
     eval_every: Cadence = "1 epoch"

@@ -309,14 +309,15 @@ class Session:
         return {1: one, k: compile_step(make(steps=k), window, jit=jit)}, window
 
     def _side(self, make: Callable[..., Any], ts: TrainState, resident: Any, slot: Any) -> Side:
-        """In turn where the step has convolutions and runs on a CPU, side by side otherwise: see docs/benchmarks.md.
+        """Written out where the step has convolutions and runs on a CPU, side by side otherwise; measured in
+        benchmarks/.
 
         By what the program is and not by the clock: two runs of a config must not differ in their last bits.
         """
         if jax.default_backend() != "cpu":
             return "vmap"
         found = jax.make_jaxpr(make())(ts, self.frozen, resident, slot)
-        return "map" if "conv_general_dilated" in str(found) else "vmap"
+        return "unroll" if "conv_general_dilated" in str(found) else "vmap"
 
     def _rank(self, meta: Mapping[str, Any]) -> float | None:
         """Of a checkpoint, by its validation; the lower the better."""

@@ -24,7 +24,7 @@ tmap = jax.tree.map
 Metrics = dict[str, Any]
 Policy = Literal["skip", "halt"]
 Lanes = Literal["own", "shared"]
-Side = Literal["vmap", "map"]
+Side = Literal["vmap", "unroll"]
 WATCHED = ("objective", "grad_norm")  # what update reports and guard reads
 RESERVED = (
     "ema",
@@ -358,9 +358,10 @@ def program(
         metrics are summed. Equal to as many calls to the bit.
       lanes: None for one run; K runs as one program when the state has a leading axis [K]: "own", every lane has its
         own slot, as its solo run would; "shared", all see the same (paired comparisons).
-      side: how lanes share a device: "vmap", side by side, every operation on all of them at once; "map", in turn
-        within the program. The second is for what does not batch well: on CPU a convolution with a kernel for each lane
-        becomes a grouped one, for which XLA has nothing fast there.
+      side: how lanes share a device: "vmap", side by side, every operation on all of them at once; "unroll", one
+        after the other, written out. The second is for what does not batch well: on CPU a convolution with a kernel for
+        each lane becomes a grouped one, for which XLA has nothing fast there, and a loop over the lanes would be
+        slower still, since XLA runs what is in a loop on one core. It takes as long to compile as there are lanes.
       apart: a mesh with the axis "data", over which the lanes are dealt out: each device has its own, and none speaks
         to another.
 
@@ -387,9 +388,11 @@ def program(
         return run
 
     def in_turn(ts: TrainState, frozen: PyTree, resident: PyTree, slot: PyTree) -> tuple[TrainState, Metrics]:
-        if lanes == "own":
-            return jax.lax.map(lambda lane: run(lane[0], frozen, resident, lane[1]), (ts, slot))
-        return jax.lax.map(lambda lane: run(lane, frozen, resident, slot), ts)
+        def lane(k: int) -> tuple[TrainState, Metrics]:
+            own = tmap(lambda x: x[k], ts)
+            return run(own, frozen, resident, tmap(lambda x: x[k], slot) if lanes == "own" else slot)
+
+        return tmap(lambda *x: jnp.stack(x), *[lane(k) for k in range(ts.step.shape[0])])
 
     dealt = 0 if lanes == "own" else None
     all_lanes = jax.vmap(run, in_axes=(0, None, None, dealt)) if side == "vmap" else in_turn
