@@ -27,7 +27,7 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = nn.Dense(self.width, use_bias=False, name="hidden")(x)
+        x = nn.Dense(self.width, use_bias=False, name="hidden")(x.reshape((x.shape[0], -1)))
         if self.norm == "batch":
             x = nn.BatchNorm(use_running_average=not train, momentum=0.9, name="norm")(x)
         else:

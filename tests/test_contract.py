@@ -51,6 +51,20 @@ class Row:
     adds: tuple[str, ...] = ()  # scopes that it adds to the parameters
 
 
+def photos(n: int = 16) -> dict[str, Any]:
+    """A batch of images x f32[n, 8, 8, 3] that says which examples they are."""
+    r = np.random.default_rng(4)
+    named = {"id": jnp.arange(n, dtype=jnp.int32), "epoch": jnp.ones(n, jnp.int32)}
+    return {**rows(n), "x": jnp.asarray(r.random((n, 8, 8, 3)), jnp.float32), **named}
+
+
+def drawing(name: str, zero: dict[str, Any] | None, cost: float = 1.0, **full: Any) -> Row:
+    """A row of an augmentation: rows of a slice have other places, and draw other numbers."""
+    make = getattr(transforms, name)
+    none = None if zero is None else lambda o: make(**zero)
+    return Row(lambda o: make(**full), none, photos, microbatch=False, cost=lambda grad, attack: cost * grad)
+
+
 def attack(eps: float, **kw: Any) -> Transform:
     return transforms.adversarial(transforms.pgd(eps=eps, **kw))
 
@@ -61,6 +75,17 @@ TABLE = {
     ),
     # Partners are drawn within the slice, so a slice mixes other pairs.
     "mixup": Row(lambda o: transforms.mixup(C, alpha=0.4), lambda o: transforms.mixup(C, alpha=0.0), microbatch=False),
+    "cutmix": Row(
+        lambda o: transforms.cutmix(C, alpha=1.0), lambda o: transforms.cutmix(C, alpha=0.0), photos, microbatch=False
+    ),
+    "flip": drawing("flip", dict(probability=0.0)),
+    "alternating_flip": Row(lambda o: transforms.alternating_flip(), None, photos),  # by id, wherever the row is
+    "crop": drawing("crop", dict(pad=0), pad=2),
+    "affine": drawing("affine", dict(rotate=0.0, translate=0.0, scale=(1.0, 1.0)), shear=10.0),
+    "elastic": drawing("elastic", dict(alpha=0.0), alpha=8.0, sigma=2.0),
+    "colour": drawing("colour", dict(brightness=0.0, contrast=0.0), saturation=0.2, hue=0.1),
+    "cutout": drawing("cutout", dict(size=0), size=4),
+    "randaugment": drawing("randaugment", dict(operations=0)),
     "binarise": Row(lambda o: transforms.binarise(), None, pictures, autoencoder, eval="acts"),
     "pixels": Row(
         lambda o: transforms.pixels(2.0), lambda o: transforms.pixels(1.0), pictures, autoencoder, eval="acts"
@@ -298,7 +323,7 @@ def test_costs_the_flops_it_promises(name: str) -> None:
     if row.objective is autoencoder:
         wide = autoencoder(hidden=512)
     big = tmap(lambda x: jnp.concatenate([x] * 8), row.batch())
-    if row.objective is classifier:
+    if row.batch is rows:
         big["x"] = jnp.tile(big["x"], (1, 16))  # [128, 96]: the matrix products outweigh the rest
 
     def flops(fn: Callable[..., Any], *args: Any) -> float:

@@ -34,12 +34,13 @@ class Data(NamedTuple):
     batch_size: int
 
 
-def in_memory(source: Source, batch_size: int, *, resample: bool = False) -> Data:
+def in_memory(source: Source, batch_size: int, *, resample: bool = False, named: bool = False) -> Data:
     """The whole set on the device; a slot is {"idx": i32[B]}, the rows to gather there. Text columns stay behind.
 
     Args:
       source: an Arrays.
       resample: every seed reads its own `bootstrap` sample of the rows instead of all of them.
+      named: a batch has the columns "id" and "epoch", i32[B]: which example a row is, and how often it was seen before.
 
     Raises:
       SettingsError: the source is empty or lazy, or batch_size < 1.
@@ -51,7 +52,7 @@ def in_memory(source: Source, batch_size: int, *, resample: bool = False) -> Dat
         raise SettingsError(
             "this set is read lazily and does not lie in memory: use streaming, or load(in_memory=True)"
         )
-    slot = _Indices(len(source), batch_size, resample)
+    slot = _slot(_Indices(len(source), batch_size, resample), len(source), batch_size, named)
 
     def stream(seeds: tuple[int, ...], start: int, stop: int) -> Generator[Slot, None, None]:
         return (_stacked(slot, seeds, step) for step in range(start, stop))
@@ -59,12 +60,15 @@ def in_memory(source: Source, batch_size: int, *, resample: bool = False) -> Dat
     return Data(on_device(source.arrays), slot, gather, stream, len(source), batch_size)
 
 
-def streaming(source: Source, batch_size: int, *, workers: int = 2, resample: bool = False) -> Data:
+def streaming(
+    source: Source, batch_size: int, *, workers: int = 2, resample: bool = False, named: bool = False
+) -> Data:
     """Batches read on the host; a slot is the batch itself. Text columns stay behind.
 
     Args:
       workers: processes that read ahead; 0 reads in this one. The batches are the same to the bit.
       resample: as in `in_memory`.
+      named: as for `in_memory`.
 
     Raises:
       SettingsError: the source is empty, batch_size < 1 or workers < 0.
@@ -74,7 +78,7 @@ def streaming(source: Source, batch_size: int, *, workers: int = 2, resample: bo
     _check(source, batch_size)
     if workers < 0:
         raise SettingsError(f"workers={workers}: must be >= 0")
-    slot = _Batch(source, batch_size, resample)
+    slot = _slot(_Batch(source, batch_size, resample), len(source), batch_size, named)
 
     def stream(seeds: tuple[int, ...], start: int, stop: int) -> Generator[Slot, None, None]:
         make = functools.partial(_stacked, slot, tuple(seeds))
@@ -178,6 +182,24 @@ class _Batch:
     def __call__(self, seed: int, step: int) -> Slot:
         rows = _Indices(len(self.source), self.batch_size, self.resample)(seed, step)["idx"]
         return on_device(self.source.__getitems__(rows.astype(np.int64)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Named:
+    """A slot, and which example each of its rows is."""
+
+    slot: Callable[[int, int], Slot]
+    n: int
+    batch_size: int
+
+    def __call__(self, seed: int, step: int) -> Slot:
+        position = int(step) * self.batch_size + np.arange(self.batch_size)
+        told = {"id": order(int(seed), self.n, position), "epoch": position // self.n}
+        return {**self.slot(seed, step), **{k: v.astype(np.int32) for k, v in told.items()}}
+
+
+def _slot(slot: Callable[[int, int], Slot], n: int, batch_size: int, named: bool) -> Callable[[int, int], Slot]:
+    return _Named(slot, n, batch_size) if named else slot
 
 
 def _stacked(slot: Callable[[int, int], Slot], seeds: tuple[int, ...], step: int) -> Slot:

@@ -61,7 +61,8 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
     log: dict[str, Any] = {}
     p = problem(dataset, log, **own)
     sections = {k: v for k, v in config.items() if isinstance(v, Mapping)}
-    batches = train_data(dataset, p.columns, run)
+    named = not set(transforms.NAMED).isdisjoint(transforms.kinds(common.techniques, sections))
+    batches = train_data(dataset, p.columns, run, named)
 
     def made(names: tuple[str, ...]) -> tuple[Transform, ...]:
         given = {**p.context, "base": p.base, "trainable": common.trainable}
@@ -150,11 +151,12 @@ def read(config: Mapping[str, Any], problem: Callable[..., Problem]) -> tuple[Ru
     return run, common, own
 
 
-def train_data(dataset: data.Dataset, columns: tuple[str, ...], run: RunSettings) -> data.Data:
+def train_data(dataset: data.Dataset, columns: tuple[str, ...], run: RunSettings, named: bool) -> data.Data:
     """In memory where the set is, streamed otherwise."""
     if isinstance(dataset.train, data.Arrays):
-        return data.in_memory(select(dataset.train, columns), run.batch_size, resample=run.resample)
-    return data.streaming(select(dataset.train, columns), run.batch_size, workers=run.workers, resample=run.resample)
+        return data.in_memory(select(dataset.train, columns), run.batch_size, resample=run.resample, named=named)
+    how: dict[str, Any] = {"workers": run.workers, "resample": run.resample, "named": named}
+    return data.streaming(select(dataset.train, columns), run.batch_size, **how)
 
 
 def evaluations(

@@ -13,19 +13,38 @@ from umbrella.transforms.adversarial import (
     pgd_adversarial,
     random_noise,
 )
-from umbrella.transforms.batch import binarise, label_smoothing, mixup, pixels, reconstruct
+from umbrella.transforms.augment import (
+    affine,
+    alternating_flip,
+    colour,
+    crop,
+    cutout,
+    elastic,
+    flip,
+    randaugment,
+)
+from umbrella.transforms.batch import binarise, cutmix, label_smoothing, mixup, pixels, reconstruct
 from umbrella.transforms.bound import importance_weighted
 from umbrella.transforms.penalty import l2
 from umbrella.transforms.reparam import lora
 from umbrella.transforms.sam import sam, sam_of_trainable
 
 __all__ = [
+    "NAMED",
     "TABLE",
     "adversarial",
+    "affine",
+    "alternating_flip",
     "binarise",
     "build",
     "check_sections",
+    "colour",
+    "crop",
+    "cutmix",
+    "cutout",
+    "elastic",
     "fgsm",
+    "flip",
     "importance_weighted",
     "l2",
     "label_smoothing",
@@ -33,6 +52,7 @@ __all__ = [
     "mixup",
     "pgd",
     "pixels",
+    "randaugment",
     "random_noise",
     "reconstruct",
     "sam",
@@ -40,14 +60,24 @@ __all__ = [
 
 TABLE: dict[str, Callable[..., Transform]] = {
     "adversarial": pgd_adversarial,
+    "affine": affine,
+    "alternating_flip": alternating_flip,
+    "colour": colour,
+    "crop": crop,
+    "cutmix": cutmix,
+    "cutout": cutout,
+    "elastic": elastic,
     "fgsm": fgsm_adversarial,
+    "flip": flip,
     "importance_weighted": importance_weighted,
     "l2": l2,
     "label_smoothing": label_smoothing,
     "lora": lora,
     "mixup": mixup,
+    "randaugment": randaugment,
     "sam": sam_of_trainable,
 }
+NAMED = ("alternating_flip",)  # those that read which example a row is: the stream is then made named=True
 
 
 def build(
@@ -75,6 +105,11 @@ def build(
         if log is not None and kind != name:
             log[name] = {"technique": kind, **log[name]}
     return tuple(made)
+
+
+def kinds(names: tuple[str, ...], sections: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Which techniques of TABLE the names of a config mean."""
+    return tuple(_kind_of(name, sections.get(name, {}))[0] for name in names)
 
 
 def check_sections(sections: Mapping[str, Any], known: tuple[str, ...]) -> None:

@@ -52,6 +52,54 @@ def mixup(classes: int, *, alpha: NonNegative = 0.2) -> Transform:
     return map_batch(mix, name="mixup")
 
 
+def cutmix(classes: int, *, alpha: NonNegative = 1.0) -> Transform:
+    """Pastes a rectangle of another image into each, and mixes the labels by the share of the area. Training only.
+
+    lam ~ Beta(alpha, alpha) and one rectangle for the whole batch, of a share 1 - lam of the area, its centre anywhere
+    and what sticks out cut off; partners by a random permutation; alpha 0 is no mixing. The labels' share is the exact
+    one of the pixels. A pair with a padded row is itself padding; a row keeps its own weight.
+
+    Source: Yun et al. 2019, section 3.1, algorithm A1.
+
+    Raises (while tracing):
+      ValueError: x is no batch of images.
+    """
+
+    def mix(batch: Batch, key: Array) -> Batch:
+        x, y = pictures(batch, "cutmix"), soft_labels(batch["y"], classes)
+        if alpha == 0:  # as in mixup: the limit, with the share that is kept >= 1/2
+            return {**batch, "y": y}
+        key_lam, key_pair, key_centre = jax.random.split(key, 3)
+        sides = jnp.asarray(x.shape[1:3], jnp.float32)
+        half = sides * jnp.sqrt(1 - jax.random.beta(key_lam, alpha, alpha)) / 2
+        centre = jax.random.randint(key_centre, (2,), 0, jnp.asarray(x.shape[1:3])).astype(jnp.float32)
+        low, high = jnp.round(centre - half), jnp.round(centre + half)
+        rows, columns = (jnp.arange(n, dtype=jnp.float32) for n in x.shape[1:3])
+        down, across = (rows >= low[0]) & (rows < high[0]), (columns >= low[1]) & (columns < high[1])
+        box = down[:, None] & across[None, :]
+        share = 1 - box.mean(dtype=jnp.float32)
+        pair = jax.random.permutation(key_pair, y.shape[0])
+        out = {**batch, "x": jnp.where(box[None, ..., None], x[pair], x), "y": share * y + (1 - share) * y[pair]}
+        if "mask" in batch:
+            out["mask"] = batch["mask"] * batch["mask"][pair]
+        return out
+
+    return map_batch(mix, name="cutmix")
+
+
+def pictures(batch: Batch, name: str) -> Array:
+    """The x of a batch, when it is images for the technique of this name.
+
+    Raises (while tracing):
+      ValueError: it is not f32[B, H, W, C].
+    """
+    x = batch["x"]
+    if getattr(x, "ndim", 0) != 4 or not jnp.issubdtype(x.dtype, jnp.floating):
+        told = f"{x.dtype}{list(x.shape)}" if hasattr(x, "dtype") else type(x).__name__
+        raise ValueError(f"{name}: needs images, x of floats [B, H, W, C]; it is {told}")
+    return x
+
+
 def pixels(scale: float) -> Transform:
     """x / scale in f32 for images stored as u8, so that the set lies in memory as small as on disk. In evaluation,
     too."""
