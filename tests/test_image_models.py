@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import signal, stats
+from scipy import ndimage, signal, stats
 
 from umbrella.models.cnn import CNN, LeNet
+from umbrella.models.fast import CifarFast, Whitening, as_identity, whitening
 from umbrella.models.layers import ACTIVATIONS, DropPath, initializer, normalise
 from umbrella.models.resnet import DEPTHS, ResNet
 
@@ -56,6 +57,15 @@ def test_lenet_by_hand() -> None:
     assert count(LeNet(out=10), 1, 28, 28, 1) == 156 + 2416 + 48_120 + 10_164 + 850
 
 
+def test_cifar_fast_by_hand() -> None:
+    """24 biases of the whitening; 3 x 3 convolutions without bias; six norms of a shift alone; a head without bias. Of
+    one channel the whitening has 8 outputs instead of 24."""
+    convolutions = 9 * (24 * 64 + 64 * 64 + 64 * 256 + 256 * 256 + 256 * 256 + 256 * 256)
+    whole = 24 + convolutions + 2 * (64 + 256 + 256) + 256 * 10
+    assert count(CifarFast(out=10), 2, 32, 32, 3) == whole == 1_971_352
+    assert count(CifarFast(out=10), 2, 28, 28, 1) == whole - 16 - 9 * 16 * 64
+
+
 def test_the_depth_is_the_number_of_layers_with_weights() -> None:
     """Stem, head, and two or three convolutions a block; projections are not counted."""
     for depth, (bottleneck, stages) in DEPTHS.items():
@@ -67,6 +77,8 @@ MODELS: dict[str, nn.Module] = {
     "lenet": LeNet(out=7),
     "cnn": CNN(out=7, widths=(4, 8)),
     "cnn, all positions": CNN(out=7, widths=(4, 8), head="flat", norm="none", dropout=0.3),
+    "cifar_fast": CifarFast(out=7, widths=(4, 8)),
+    "cifar_fast, mirrored": CifarFast(out=7, widths=(4, 8, 8, 8, 8), mirror=True),
     "resnet20": ResNet(out=7, depth=20),
     "resnet18, small stem": ResNet(out=7, depth=18, stem="small", norm="group"),
     "resnet50": ResNet(out=7, depth=50, stochastic_depth=0.2, zero=True),
@@ -130,6 +142,90 @@ def test_a_shortcut_without_parameters_drops_rows_and_pads_channels() -> None:
     last = seen["intermediates"]["block_2_2"]["__call__"][0]
     np.testing.assert_allclose(last[..., :16], stem[:, ::4, ::4], atol=1e-6)
     assert not np.asarray(last[..., 16:]).any()
+
+
+# ----------------------------------------------------------------------------------------------------------- cifar_fast
+IMAGES = ndimage.uniform_filter(np.random.default_rng(5).random((64, 12, 12, 3)), (0, 3, 3, 0)).astype(np.float32)
+
+
+def test_whitened_patches_are_uncorrelated() -> None:
+    """Second moments of the first half of the outputs, of patches cut by NumPy: the identity, but for what epsilon
+    takes, values / (values + .0005); the second half is minus the first."""
+    made = jax.tree.map(np.asarray, whitening(jnp.asarray(IMAGES)))
+    x = (IMAGES - IMAGES.mean((0, 1, 2))) / IMAGES.std((0, 1, 2))
+    patches = np.lib.stride_tricks.sliding_window_view(x, (2, 2), (1, 2)).transpose(0, 1, 2, 4, 5, 3).reshape(-1, 12)
+    values = np.linalg.eigvalsh(patches.T.astype(np.float64) @ patches / len(patches))[::-1]
+    assert made["kernel"].shape == (2, 2, 3, 24)
+    outputs = patches @ made["kernel"].reshape(12, 24)
+    moments = outputs.T.astype(np.float64) @ outputs / len(outputs)
+    np.testing.assert_allclose(moments[:12, :12], np.diag(values / (values + 5e-4)), atol=2e-3)
+    np.testing.assert_array_equal(made["kernel"][..., 12:], -made["kernel"][..., :12])
+
+
+def test_the_whitening_is_that_of_the_first_batch_and_stays() -> None:
+    """Made from what `init` saw; not changed by training, and no parameter; applied as SciPy correlates."""
+    model = CifarFast(out=5, widths=(4,))
+    v = model.init(jax.random.key(0), IMAGES, train=False)
+    own = v["whitening"]["whitening"]
+    for k, made in whitening(jnp.asarray(IMAGES)).items():
+        np.testing.assert_allclose(own[k], made, rtol=1e-3, atol=1e-3)
+    assert {k: x.shape for k, x in v["params"]["whitening"].items()} == {"bias": (24,)}
+    _, new = model.apply(v, 1 - IMAGES, train=True, mutable=["batch_stats", "whitening"])
+    jax.tree.map(np.testing.assert_array_equal, new["whitening"], v["whitening"])
+    kernel, centred = np.asarray(own["kernel"]), (IMAGES[0] - np.asarray(own["mean"])) / np.asarray(own["std"])
+    wanted = sum(signal.correlate2d(centred[..., i], kernel[:, :, i, 7], "valid") for i in range(3))
+    got = Whitening().apply({"params": {"bias": jnp.full(24, 0.25)}, "whitening": own}, IMAGES[:1])
+    np.testing.assert_allclose(got[0, ..., 7], wanted + 0.25, atol=1e-4)
+
+
+def test_a_convolution_starts_as_the_identity() -> None:
+    """Eight channels of three: the three, and five random ones, uniform in +- 1 / sqrt(27)."""
+    kernel = np.asarray(as_identity(jax.random.key(0), (3, 3, 3, 8)))
+    image = np.random.default_rng(0).normal(size=(6, 6, 3))
+    for o in range(3):
+        same = sum(signal.correlate2d(image[..., i], kernel[..., i, o], "same") for i in range(3))
+        np.testing.assert_allclose(same, image[..., o], atol=1e-6)
+    wide = np.asarray(as_identity(jax.random.key(1), (3, 3, 3, 503)))[..., 3:].ravel()
+    assert stats.kstest(wide, stats.uniform(-(27**-0.5), 2 * 27**-0.5).cdf).pvalue > 1e-3
+    narrow = np.asarray(as_identity(jax.random.key(0), (3, 3, 8, 3)))  # fewer outputs than inputs
+    np.testing.assert_array_equal(narrow[1, 1], np.eye(8, 3))
+    assert np.count_nonzero(narrow) == 3
+
+
+def test_mirrored_logits_are_a_mean() -> None:
+    """Of the image and of its mirror image, in evaluation; in training of the image alone."""
+    plain, both = CifarFast(out=5, widths=(4, 8)), CifarFast(out=5, widths=(4, 8), mirror=True)
+    v = plain.init(jax.random.key(0), IMAGES, train=False)
+    logits = [plain.apply(v, x, train=False) for x in (IMAGES, IMAGES[:, :, ::-1])]
+    assert float(jnp.abs(logits[0] - logits[1]).max()) > 1e-3
+    np.testing.assert_allclose(both.apply(v, IMAGES, train=False), (logits[0] + logits[1]) / 2, atol=1e-5)
+    trained = [m.apply(v, IMAGES, train=True, mutable=["batch_stats"])[0] for m in (plain, both)]
+    np.testing.assert_array_equal(*trained)
+    kinds = [jax.tree.structure(m.init(jax.random.key(0), IMAGES, train=False)) for m in (plain, both)]
+    assert kinds[0] == kinds[1]
+
+
+def test_the_logits_are_scaled_maxima_through_a_matrix() -> None:
+    model, nine = CifarFast(out=5, widths=(4, 8)), CifarFast(out=5, widths=(4, 8), scale=1.0)
+    v = model.init(jax.random.key(0), IMAGES, train=False)
+    full = nine.apply(v, IMAGES, train=False)
+    np.testing.assert_allclose(9 * model.apply(v, IMAGES, train=False), full, atol=1e-5)
+    _, kept = model.apply(v, IMAGES, train=False, capture_intermediates=True, mutable=["intermediates"])
+    last = nn.gelu(kept["intermediates"]["norm_1_1"]["__call__"][0])
+    wanted = np.asarray(last).max((1, 2)) @ np.asarray(v["params"]["head"]["kernel"])
+    np.testing.assert_allclose(full, wanted, atol=1e-5)
+    assert "scale" not in v["params"]["norm_1_1"]
+
+
+@pytest.mark.parametrize("shape", [(8, 28, 28, 1), (8, 8, 8, 1), (8, 32, 32, 3), (8, 4, 5, 1)])
+def test_cifar_fast_of_small_sides(shape: tuple[int, ...]) -> None:
+    model, x = CifarFast(out=3, widths=(4, 4, 4)), np.random.default_rng(0).random(shape).astype(np.float32)
+    assert np.isfinite(model.apply(model.init(jax.random.key(0), x, train=False), x, train=False)).all()
+
+
+def test_cifar_fast_refuses_images_that_are_too_small() -> None:
+    with pytest.raises(ValueError, match="3 x 8: cifar_fast needs sides of at least 4"):
+        init(CifarFast(out=10), 1, 3, 8, 1)
 
 
 # ---------------------------------------------------------------------------------------------------------------- norms

@@ -47,7 +47,14 @@ def has_bias(norm: Norm) -> bool:
 
 
 def normalise(
-    x: jax.Array, kind: Norm, *, train: bool, name: str, momentum: float = 0.9, zero: bool = False
+    x: jax.Array,
+    kind: Norm,
+    *,
+    train: bool,
+    name: str,
+    momentum: float = 0.9,
+    zero: bool = False,
+    scaled: bool = True,
 ) -> jax.Array:
     """f32[B, ..., C] -> the same shape, scaled and shifted per channel but for "none"; inside of a compact method.
 
@@ -60,24 +67,25 @@ def normalise(
       name: of the module that holds scale and shift.
       momentum: of the averaged statistics, "batch" only.
       zero: the scale starts at 0 instead of 1, so that a residual branch starts as nothing (Goyal et al. 2017).
+      scaled: whether there is a scale.
 
     Raises:
       ValueError: no such norm; "instance" of rows without positions, which would be all zeros.
     """
     one_of("norm", kind, Norm)
-    scale = nn.initializers.zeros if zero else nn.initializers.ones
+    start = nn.initializers.zeros if zero else nn.initializers.ones
+    how: dict[str, Any] = {"scale_init": start, "use_scale": scaled, "name": name}
     if kind == "batch":
-        still = not train
-        return nn.BatchNorm(use_running_average=still, momentum=momentum, epsilon=1e-5, scale_init=scale, name=name)(x)
+        return nn.BatchNorm(use_running_average=not train, momentum=momentum, epsilon=1e-5, **how)(x)
     if kind == "layer":
-        return nn.LayerNorm(epsilon=1e-6, scale_init=scale, name=name)(x)
+        return nn.LayerNorm(epsilon=1e-6, **how)(x)
     if kind == "group":
-        return nn.GroupNorm(num_groups=math.gcd(32, x.shape[-1]), scale_init=scale, name=name)(x)
+        return nn.GroupNorm(num_groups=math.gcd(32, x.shape[-1]), **how)(x)
     if kind == "instance":
         if x.ndim < 3:
             raise ValueError("norm 'instance' needs positions to take a mean over; choose 'layer' or 'batch'")
-        return nn.InstanceNorm(scale_init=scale, name=name)(x)
-    return nn.RMSNorm(scale_init=scale, name=name)(x) if kind == "rms" else x
+        return nn.InstanceNorm(**how)(x)
+    return nn.RMSNorm(**how)(x) if kind == "rms" else x
 
 
 class DropPath(nn.Module):
