@@ -17,7 +17,8 @@ from umbrella.objective import Transform
 from umbrella.settings import SettingsError
 from umbrella.step import gather
 from umbrella.transforms import augment
-from umbrella.transforms.augment import OPERATIONS, grey, mixed, operated, turned
+from umbrella.transforms.augment import grey, mixed, turned
+from umbrella.transforms.randaugment import OPERATIONS, operated
 from umbrella.transforms.warp import affined, displaced, smoothed
 
 R = np.random.default_rng(0)

@@ -21,11 +21,11 @@ from umbrella.transforms.augment import (
     cutout,
     elastic,
     flip,
-    randaugment,
 )
 from umbrella.transforms.batch import binarise, cutmix, label_smoothing, mixup, pixels, reconstruct
 from umbrella.transforms.bound import importance_weighted
 from umbrella.transforms.penalty import l2
+from umbrella.transforms.randaugment import randaugment
 from umbrella.transforms.reparam import lora
 from umbrella.transforms.sam import sam, sam_of_trainable
 
