@@ -5,10 +5,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
+from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.metrics import log_loss
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+from sklearn.svm import SVC, LinearSVC
 
-from umbrella import baselines
+from umbrella import baselines, data
+from umbrella.settings import SettingsError
 
 D = 4
 IMAGES = np.array(list(itertools.product([0.0, 1.0], repeat=D)))  # all 16 binary images of four pixels
@@ -107,25 +114,65 @@ def test_the_likelihoods_of_all_bytes_add_up_to_one() -> None:
         assert np.exp(-np.array(each)).sum() == pytest.approx(np.exp(-first))
 
 
-def test_classification_is_scikit_learns() -> None:
-    r = np.random.default_rng(0)
-    y = r.choice(3, 90, p=[0.2, 0.5, 0.3])
-    x = np.clip(r.normal(size=(90, 2, 2)) * 30 + 60 * y[:, None, None] + 40, 0, 255).astype(np.uint8)
-    train, test = {"x": x[:60], "y": y[:60]}, {"x": x[60:], "y": y[60:]}
-    got = baselines.classification(train, test, 255.0)
-    flat = x.reshape(90, 4) / 255
-    wanted = {
-        "majority class": np.mean(y[60:] == np.bincount(y[:60]).argmax()),
-        "3 nearest neighbours": KNeighborsClassifier(3).fit(flat[:60], y[:60]).score(flat[60:], y[60:]),
-        "logistic regression": LogisticRegression().fit(flat[:60], y[:60]).score(flat[60:], y[60:]),
-    }
-    assert got.keys() == wanted.keys()
-    for name, value in wanted.items():
-        assert got[name]["accuracy"] == pytest.approx(value, abs=1e-9)
+def digits() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """1,000 rows of scikit-learn's digits to fit, 797 to test."""
+    x, y = load_digits(return_X_y=True)
+    rows = {"x": x.astype(np.uint8).reshape(-1, 8, 8, 1), "y": y.astype(np.int32)}
+    return {k: v[:1000] for k, v in rows.items()}, {k: v[1000:] for k, v in rows.items()}
+
+
+DIRECT = {  # by hand, with what scikit-learn calls them
+    "majority": DummyClassifier(strategy="prior"),
+    "knn": KNeighborsClassifier(3),
+    "logistic": LogisticRegression(max_iter=200, tol=1e-3),
+    "linear_svm": LinearSVC(C=0.05, dual="auto", random_state=0),
+    "rbf_svm": SVC(C=10, gamma="scale"),
+    "random_forest": RandomForestClassifier(300, random_state=0),
+    "gradient_boosting": HistGradientBoostingClassifier(
+        max_iter=50, max_features=0.1, max_bins=32, early_stopping=False, random_state=0
+    ),
+    "naive_bayes": GaussianNB(var_smoothing=0.1),
+    "nearest_centroid": NearestCentroid(),
+}
+NO_PROBABILITIES = {"linear_svm", "rbf_svm", "nearest_centroid"}
+
+
+@pytest.mark.filterwarnings("ignore:.*(standard deviation|sum to one)")  # pixels that never vary; 32 bits
+@pytest.mark.parametrize("name", sorted(DIRECT))
+def test_a_rival_predicts_what_scikit_learn_predicts(name: str) -> None:
+    """The share of right ones by a direct call on the same pixels, and its log loss by scikit-learn's own metric."""
+    train, test = digits()
+    ((words, got),) = baselines.classification(train, test, 16.0, (name,)).items()
+    assert words == baselines.CLASSIFIERS[name].words
+    x, x_test = (a["x"].reshape(-1, 64).astype(np.float32) / 16 for a in (train, test))
+    fitted = DIRECT[name].fit(x, train["y"])
+    assert got["accuracy"] == np.mean(fitted.predict(x_test) == test["y"])
+    assert got["seconds"] > 0
+    assert ("loss" in got) == (name not in NO_PROBABILITIES)
+    if "loss" in got:
+        p = fitted.predict_proba(x_test).astype(np.float64)
+        assert got["loss"] == pytest.approx(log_loss(test["y"], p), rel=1e-6)
+
+
+def test_every_rival_is_tested_and_the_usual_ones_are_rivals() -> None:
+    assert DIRECT.keys() == baselines.CLASSIFIERS.keys() >= set(baselines.USUAL)
+
+
+def test_names_are_checked() -> None:
+    assert baselines.chosen(True) == baselines.USUAL
+    assert baselines.chosen(False) == baselines.chosen(()) == ()
+    assert baselines.chosen(("knn",)) == ("knn",)
+    with pytest.raises(SettingsError, match=r"no baseline 'random_forrest' \(did you mean 'random_forest'"):
+        baselines.chosen(("random_forrest",))
+
+
+def capped(monkeypatch: pytest.MonkeyPatch, rows: int, *names: str) -> None:
+    for name in names:
+        monkeypatch.setitem(baselines.CLASSIFIERS, name, baselines.CLASSIFIERS[name]._replace(most=rows))
 
 
 def test_a_part_of_a_large_set_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "LARGE", 50)
+    capped(monkeypatch, 50, "knn", "logistic")
     r = np.random.default_rng(0)
     rows = {"x": r.integers(0, 256, (60, 4)).astype(np.uint8), "y": r.integers(0, 2, 60)}
     assert baselines.classification(rows, rows, 255.0).keys() == {
@@ -133,3 +180,43 @@ def test_a_part_of_a_large_set_is_said_to_be_one(monkeypatch: pytest.MonkeyPatch
         "3 nearest neighbours (on 50 rows)",
         "logistic regression (on 50 rows)",
     }
+
+
+def test_a_solver_that_stops_early_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    capped(monkeypatch, 500, "logistic")
+    monkeypatch.setitem(baselines.CLASSIFIERS["logistic"].settings, "max_iter", 2)
+    train, test = digits()
+    assert set(baselines.classification(train, test, 16.0, ("logistic",))) == {
+        "logistic regression (on 500 rows, not converged)"
+    }
+
+
+def test_a_class_that_it_was_not_shown_costs_as_much_as_scikit_learn_lets_it() -> None:
+    """-log 2.2e-16 = 36.04 for the one such row of two; the other is certain, at 0."""
+    train = {"x": np.array([[0], [0], [0]], np.uint8), "y": np.array([4, 4, 4])}
+    test = {"x": np.array([[0], [0]], np.uint8), "y": np.array([4, 5])}
+    got = baselines.classification(train, test, 255.0, ("majority",))["majority class"]
+    assert got["accuracy"] == 0.5 and got["loss"] == pytest.approx(36.0437 / 2, rel=1e-5)
+
+
+def test_a_name_says_all_that_there_is_to_say() -> None:
+    """The rows that a rival was fitted on, before those of the split; what else it says; and the part of test."""
+    train, test = digits()
+
+    class Lazy(data.Rows):
+        pass
+
+    def fit(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+        return {"a": {}, "b (on 5 rows)": {}, "c (not converged)": {}, "d (on 5 rows, not converged)": {}}
+
+    sources = [Lazy(data.Arrays(columns), np.arange(len(columns["y"]))) for columns in (train, test)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "LARGE", 900)
+        assert list(baselines.on_parts(fit, *sources)) == [
+            "a (on 900 rows)",
+            "b (on 5 rows)",
+            "c (on 900 rows, not converged)",
+            "d (on 5 rows, not converged)",
+        ]
+        patch.setattr(baselines, "LARGE", 600)
+        assert "b (on 5 rows, tested on 600)" in baselines.on_parts(fit, *sources)

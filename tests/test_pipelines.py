@@ -404,8 +404,33 @@ def test_rivals_of_a_streamed_set_are_fitted_on_a_part_and_say_so(monkeypatch: p
 
 def test_a_run_on_a_streamed_set_reads_no_more_for_its_rivals(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "LARGE", 30)
-    ex = pipelines.build(vision(data=dict(name=folder, in_memory=False), batch_size=16))
+    ex = pipelines.build(vision(data=dict(name=folder, in_memory=False), batch_size=16, baselines=True))
     assert set(ex.baselines()) >= {"majority class (on 30 rows, tested on 30)"}
+
+
+def test_the_rivals_are_those_that_the_config_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In summary.json, the terminal and the report; on the rows that the network was trained on and not one more."""
+    r = um.run(vision(baselines=("nearest_centroid", "majority")), workdir=tmp_path)
+    rows = r.summary["baselines"]
+    assert list(rows) == ["nearest centroid", "majority class"]
+    assert rows["majority class"].keys() == {"accuracy", "loss", "seconds"}
+    y = [s.column("y") for s in (r.experiment.dataset.train, r.experiment.dataset.test)]
+    assert rows["majority class"]["accuracy"] == np.mean(y[1] == np.bincount(y[0]).argmax())
+    shares = np.bincount(y[0]) / len(y[0])
+    assert rows["majority class"]["loss"] == pytest.approx(-np.log(shares[y[1]]).mean())
+    cli_table = cli._table(r.summary)
+    assert "seconds" in cli_table and "nearest centroid" in cli_table
+    assert "nearest centroid" in (tmp_path / "report.html").read_text()
+
+
+def test_a_rival_that_there_is_not_is_one_line() -> None:
+    assert refused(vision(baselines="majority,randomforest")) == (
+        "config.baselines: no baseline 'randomforest' (did you mean 'random_forest'?)"
+    )
+    assert "config.baselines: this pipeline has no choice of rivals; say true or false" in refused(
+        generative(baselines=("knn",))
+    )
+    assert "config.baselines: 3 is int, wanted bool or tuple" in refused(vision(baselines=3))
 
 
 # ----------------------------------------------------------------------------------------------------- bounds of a run

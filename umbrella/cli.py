@@ -277,6 +277,8 @@ def _where(error: Exception, path: Path) -> str:
 # --------------------------------------------------------------------------------------------------------------- output
 def _table(summary: dict[str, Any]) -> str:
     """The final metrics, a line each, baselines beside."""
+    from umbrella._report.tables import took
+
     lines = []
     for name, metrics in summary["metrics"].items():
         if name == "train_eval":
@@ -285,6 +287,10 @@ def _table(summary: dict[str, Any]) -> str:
             rivals = [f"{b} {v[metric]:.4g}" for b, v in summary["baselines"].items() if name == "test" and metric in v]
             beside = f"   ({'; '.join(rivals)})" if rivals else ""
             lines.append(f"  {name:<12} {metric:<16} {_value(value)}{beside}")
+    own, rivals = took(summary)
+    if lines and rivals:
+        beside = "; ".join(f"{b} {v:.2g}" for b, v in rivals.items())
+        lines.append(f"  {'':<12} {'seconds':<16} {own:.2f}   ({beside})")
     return "\n".join(lines)
 
 

@@ -52,7 +52,18 @@ def results(summary: Mapping[str, Any]) -> tuple[list[str], list[Result]]:
             interval = f"{num(low)} – {num(high)}" if math.isfinite(low) and math.isfinite(high) else ""
             arrow = {-1: "↓", 1: "↑"}.get(way, "")
             rows.append(Result(evaluation, metric, arrow, value, num(value), interval, rivals))
+    own, theirs = took(summary)
+    if rows and theirs:
+        beside = [Rival(num(theirs[k]) if k in theirs else "–", "") for k in baselines]
+        rows.append(Result("", "seconds", "", own, num(own), "", beside))
     return list(baselines), rows
+
+
+def took(summary: Mapping[str, Any]) -> tuple[float, dict[str, float]]:
+    """(seconds of the run without its baselines, those of each baseline that says how long it took)."""
+    told = {k: as_float(mapping(v).get("seconds")) for k, v in mapping(summary.get("baselines")).items()}
+    told = {k: v for k, v in told.items() if math.isfinite(v)}
+    return max(0.0, as_float(mapping(summary.get("seconds")).get("total")) - sum(told.values())), told
 
 
 def headline(rows: list[Result]) -> Result | None:

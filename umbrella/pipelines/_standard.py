@@ -142,6 +142,8 @@ def read(config: Mapping[str, Any], problem: Callable[..., Problem]) -> tuple[Ru
     run = RunSettings(**settings.check(RunSettings, parts[0]))
     common = Common(**settings.check(Common, parts[1]))
     own = settings.check(problem, parts[2])
+    if isinstance(run.baselines, tuple) and "baselines" not in own:  # a pipeline that has a choice takes it as its own
+        raise settings.SettingsError("config.baselines: this pipeline has no choice of rivals; say true or false")
     for name in RESERVED:
         if name in common.evals:
             raise settings.SettingsError(f"config.evals.{name}: this name is taken; call the evaluation something else")

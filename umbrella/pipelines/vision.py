@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from umbrella import baselines, data, losses, metrics, models
+from umbrella import data, losses, metrics, models
 from umbrella.artifacts import Images
+from umbrella.baselines import chosen, classification, on_parts
 from umbrella.data import Dataset, scaling
 from umbrella.experiment import Experiment, Review
 from umbrella.objective import Array, Batch, View, measure, supervised
@@ -32,11 +33,15 @@ def problem(
     *,
     model: dict,
     normalise: Literal["none", "minmax", "zscore", "robust", "channel"] = "none",
+    baselines: bool | tuple[str, ...] = True,
 ) -> Problem:
     """Cross-entropy of a classifier of images with pixels in [0, 1]; measures accuracy.
 
-    normalise: what the model makes of them first, by numbers of the training split that are saved with it.
+    Args:
+      normalise: what the model makes of them first, by numbers of the training split that are saved with it.
+      baselines: names of umbrella.baselines.CLASSIFIERS; True for the usual ones.
     """
+    rivals = chosen(baselines)
     if dataset.info["kind"] != "image" or not dataset.info["classes"]:
         raise SettingsError(f"config.data.name: {dataset.name!r} holds no labelled images, which this pipeline needs")
     classes, scale = dataset.info["classes"], scale_of(dataset)
@@ -103,8 +108,8 @@ def problem(
         context={"classes": classes, "bounds": (0.0, 1.0)},
         review=review,
         predict=predict,
-        baselines=lambda: baselines.on_parts(
-            lambda train, test: baselines.classification(train, test, scale), dataset.train, dataset.test
+        baselines=lambda: on_parts(
+            lambda train, test: classification(train, test, scale, rivals), dataset.train, dataset.test
         ),
         better="accuracy",
     )
