@@ -1,5 +1,6 @@
 """F42 to F50: data that is not as it should be."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -9,9 +10,12 @@ import pytest
 from PIL import Image
 
 import umbrella as um
+from tests.conftest import ROOT
 from tests.data.test_sets import PREPARED, TFRECORD, needs_sets, needs_tfrecord
+from umbrella import cli
 from umbrella.data import load
 from umbrella.data.__main__ import main
+from umbrella.pipelines import vision
 from umbrella.settings import SettingsError
 
 GOOD = "a,b,target\n1,2,no\n3,4,yes\n5,6,no\n7,8,yes\n"
@@ -141,7 +145,89 @@ def test_F43_huge_dimensions_are_refused_before_they_are_decoded(folder):
     assert os.path.join("plum", "07.png") in str(e.value) and "\n" not in str(e.value)
 
 
+def test_F43_the_message_says_what_resizes_and_that_does(folder):
+    Image.new("RGB", (5, 4)).save(folder / "plum" / "07.png")
+    with pytest.raises(SettingsError, match=r"resize them all with data.size=6 ") as e:
+        load(name=str(folder))
+    assert os.path.join("apple", "00.png") in str(e.value)  # the first image, which decides
+    assert load(name=str(folder), size=6).info["shape"] == (6, 6, 3)
+
+
+def launch(capsys, *argv: str) -> tuple[int, str]:
+    status = cli.main(["launch.py", f"--config={ROOT}/configs/mlp.py", "--config.train_for=2 steps", *argv])
+    return status, capsys.readouterr().err
+
+
+def test_F43_a_folder_in_place_of_a_configs_set(folder, tmp_path, capsys):
+    """--config.data.path alone: read, split by seed, and named for what it is, not for the set that it replaces."""
+    small = ("--config.batch_size=8", "--config.evals={'test': ()}", "--config.baselines=majority")
+    work = tmp_path / "w"
+    status, err = launch(capsys, f"--config.data.path={folder}", f"--workdir={work}", *small)
+    assert (status, err) == (0, "")
+    told = json.loads((work / "summary.json").read_text())
+    assert told["data"]["name"] == str(folder)
+    assert [told["data"][f"n_{s}"] for s in ("train", "validation", "test")] == [22, 2, 6]
+    assert list(told["baselines"]) == ["majority class"]
+
+
+@pytest.mark.parametrize("held", ["val", "validation"])
+def test_F43_a_folder_with_splits(folder, tmp_path, held):
+    root = tmp_path / "splits"
+    for split in ("train", held, "test"):
+        shutil.copytree(folder, root / split)
+    for name in ("apple", "pear", "plum"):
+        (root / held / name / "00.png").unlink()
+    data = load(name="digits", path=str(root))
+    assert [len(s) for s in data[3:6]] == [30, 27, 30] and data.name == str(root)
+
+
+def test_F43_on_the_command_line_a_bad_image_is_status_2(folder, tmp_path, capsys):
+    (folder / "plum" / "07.png").write_bytes(b"hello" * 20)
+    status, err = launch(capsys, f"--config.data.path={folder}", f"--workdir={tmp_path / 'w'}")
+    assert status == 2 and err.count("\n") == 1 and os.path.join("plum", "07.png") in err
+
+
+def test_F50_a_folder_without_images_is_not_taken_for_a_set(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    status, err = launch(capsys, f"--config.data.path={tmp_path / 'empty'}", f"--workdir={tmp_path / 'w'}")
+    assert status == 2 and "empty: a folder without class folders of images in it" in err
+
+
 # --------------------------------------------------------------------------------------------------------------- labels
+def images_npz(tmp_path: pathlib.Path, **labels: list[int]) -> dict:
+    """A config on 4 x 4 images with these labels, by split."""
+    from tests.faults.kit import config
+
+    columns = {}
+    for split, y in labels.items():
+        columns |= {f"x_{split}": np.zeros((len(y), 4, 4), np.uint8), f"y_{split}": np.array(y)}
+    np.savez(tmp_path / "a.npz", **columns)
+    return config(data=dict(name=str(tmp_path / "a.npz"), validation=0.0), batch_size=2, train_for="1 step")
+
+
+def test_F45_a_class_without_a_training_example_is_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"a.npz': no training example of class '1', '3'; give it some") as e:
+        um.pipelines.build(images_npz(tmp_path, train=[0, 2, 4, 4], test=[0]))
+    assert "\n" not in str(e.value)
+
+
+def test_F45_a_label_that_is_no_class_is_named_by_split_and_row(tmp_path, monkeypatch):
+    """What a reader let through, such as one label of a prepared set that is withheld."""
+    made = images_npz(tmp_path, train=[0, 1, 1, 0], test=[0, 1, 1])
+    found = load(**made["data"])
+    for wrong in (-1, 2):
+        columns = {**found.test.arrays, "y": np.array([0, wrong, 1], np.int32)}
+        broken = found._replace(test=um.data.Arrays(columns))
+        with pytest.raises(SettingsError, match=f"row 1 of test has the label {wrong}; the labels of 2 classes are 0"):
+            vision.check_labels(broken)
+
+
+def test_F30_a_set_smaller_than_a_batch_is_told_of(tmp_path):
+    """It is gone through more than once: F30 in test_numerics.py."""
+    made = um.pipelines.build({**images_npz(tmp_path, train=[0, 1, 1], test=[0]), "batch_size": 4})
+    assert made.notes == ("The 3 training examples make less than a batch of 4: it holds some more than once.",)
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [

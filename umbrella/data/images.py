@@ -66,7 +66,8 @@ def stack(images: list[np.ndarray], where: list[str]) -> np.ndarray:
     for image, name in zip(images, where, strict=True):
         if image.shape != images[0].shape:
             raise SettingsError(
-                f"{name}: {_words(image)}, but {where[0]} has {_words(images[0])}; resize them all with size=..."
+                f"{name}: {_words(image)}, but {where[0]} has {_words(images[0])}; "
+                f"resize them all with data.size={max(images[0].shape[:2])} or another size=..."
             )
     return np.stack(images)
 

@@ -49,6 +49,8 @@ def load(
         raise SettingsError(f"size={size}: must be >= 1")
     found = _find(name, path, in_memory=in_memory, cache=cache, target=target, size=size)
     train, held, test = carve(found, validation=validation, split_seed=split_seed)
+    if path is not None and not prepared.is_prepared(name, pathlib.Path(path).expanduser()):
+        name = path  # the file or folder itself: what a config has for a name says nothing of it
     return Dataset(name, found.source, found.fingerprint, train, held, test, found.info)
 
 
@@ -74,7 +76,7 @@ def _find(
         if folders.is_image_folder(place):
             _refuse(place, "is a folder of images", target=target)
             return folders.read(place, size=size, in_memory=in_memory, cache=cache)
-        if path is None:
+        if path is None or name in bundled.NAMES:
             raise SettingsError(f"{place}: a folder without class folders of images in it")
     _refuse(name, "is a prepared set", target=target)
     if size is not None and not prepared.resizes(name, path):

@@ -129,7 +129,10 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
             "data": settings.check(data.load, common.data, "data."),
             **log,
         },
-        notes=tuple(map(withheld, (s for s in ("validation", "test") if s in hidden))),
+        notes=(
+            *map(withheld, (s for s in ("validation", "test") if s in hidden)),
+            *repeated(len(dataset.train), run.batch_size),
+        ),
     )
 
 
@@ -191,6 +194,13 @@ def withheld(split: str) -> str:
     """What is said of a split whose labels are withheld."""
     more = " and no baselines" if split == "test" else ""
     return f"The labels of the {split} split are withheld: there are no evaluations on it{more}."
+
+
+def repeated(n: int, batch_size: int) -> tuple[str, ...]:
+    """What is said of a training split that is smaller than a batch, if it is."""
+    if n >= batch_size:
+        return ()
+    return (f"The {n:,} training examples make less than a batch of {batch_size:,}: it holds some more than once.",)
 
 
 def refuse_twice(

@@ -19,6 +19,7 @@ from umbrella.settings import SettingsError
 from umbrella.transforms import pixels
 from umbrella.transforms.standardise import scaled, standardise
 
+MANY = 2**19  # rows
 CLASSIFIERS = ("cifar_fast", "cnn", "lenet", "mlp", "resnet")
 
 
@@ -45,6 +46,7 @@ def problem(
     if dataset.info["kind"] != "image" or not dataset.info["classes"]:
         raise SettingsError(f"config.data.name: {dataset.name!r} holds no labelled images, which this pipeline needs")
     classes, scale = dataset.info["classes"], scale_of(dataset)
+    check_labels(dataset)
     net = models.build(model, only=CLASSIFIERS, log=log, out=classes)
     base = supervised(net, losses.cross_entropy)
     if normalise != "none":
@@ -113,3 +115,34 @@ def problem(
         ),
         better="accuracy",
     )
+
+
+def check_labels(dataset: Dataset) -> None:
+    """That every label of train, validation and test is one of the classes, and that train has examples of each.
+
+    Sets of more than MANY rows are not looked through: a streamed one would have to be read from end to end.
+
+    Raises:
+      SettingsError: names the split and the row, or the classes.
+    """
+    classes = dataset.info["classes"]
+    names = dataset.info["class_names"] or tuple(map(str, range(classes)))
+    seen = np.zeros(classes, bool)
+    for split in ("validation", "test", "train"):
+        source = getattr(dataset, split)
+        if split in dataset.info["hidden"] or not 0 < len(source) <= MANY:
+            continue
+        y = np.asarray(source.column("y"))
+        if (wrong := np.flatnonzero((y < 0) | (y >= classes))).size:
+            raise SettingsError(
+                f"config.data.name: {dataset.name!r}: row {wrong[0]} of {split} has the label {y[wrong[0]]}; "
+                f"the labels of {classes} classes are 0 to {classes - 1}"
+            )
+        if split == "train":
+            seen[y] = True
+            if lost := [repr(names[i]) for i in np.flatnonzero(~seen)]:
+                more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+                raise SettingsError(
+                    f"config.data.name: {dataset.name!r}: no training example of class {', '.join(lost[:5])}{more}; "
+                    "give it some, or leave the class out"
+                )
