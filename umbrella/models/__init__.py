@@ -6,13 +6,22 @@ from typing import Any
 from umbrella import settings
 from umbrella.models.cnn import CNN, LeNet
 from umbrella.models.fast import CifarFast
+from umbrella.models.filter import Filter
 from umbrella.models.mlp import MLP
 from umbrella.models.resnet import ResNet
 from umbrella.models.vae import VAE
 
-__all__ = ["CNN", "MLP", "TABLE", "VAE", "CifarFast", "LeNet", "ResNet", "build"]
+__all__ = ["CNN", "MLP", "TABLE", "VAE", "CifarFast", "Filter", "LeNet", "ResNet", "build"]
 
-TABLE = {"cifar_fast": CifarFast, "cnn": CNN, "lenet": LeNet, "mlp": MLP, "resnet": ResNet, "vae": VAE}
+TABLE = {
+    "cifar_fast": CifarFast,
+    "cnn": CNN,
+    "filter": Filter,
+    "lenet": LeNet,
+    "mlp": MLP,
+    "resnet": ResNet,
+    "vae": VAE,
+}
 
 
 def build(

@@ -49,14 +49,20 @@ class Problem(NamedTuple):
 RESERVED = ("train_eval", "validation", "ensemble")
 
 
-def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Experiment:
+def assemble(
+    config: Mapping[str, Any], problem: Callable[..., Problem], load: Callable[..., data.Dataset] | None = None
+) -> Experiment:
     """The experiment of a config whose problem is `problem(dataset, log, *, settings)`.
+
+    Args:
+      load: makes the data set from the section `data`; umbrella.data.load when None.
 
     Raises:
       SettingsError: whatever in the config does not fit.
     """
     run, common, own = read(config, problem)
-    dataset = settings.call(data.load, common.data, "data.")
+    load = load or data.load
+    dataset = settings.call(load, common.data, "data.")
     durations = Durations.of(run, len(dataset.train))
     log: dict[str, Any] = {}
     p = problem(dataset, log, **own)
@@ -126,7 +132,7 @@ def assemble(config: Mapping[str, Any], problem: Callable[..., Problem]) -> Expe
             **dataclasses.asdict(common),
             **own,
             **{k: v for k, v in sections.items() if k not in log and k not in own},
-            "data": settings.check(data.load, common.data, "data."),
+            "data": settings.check(load, common.data, "data."),
             **log,
         },
         notes=(
@@ -200,7 +206,9 @@ def repeated(n: int, batch_size: int) -> tuple[str, ...]:
     """What is said of a training split that is smaller than a batch, if it is."""
     if n >= batch_size:
         return ()
-    return (f"The {n:,} training examples make less than a batch of {batch_size:,}: it holds some more than once.",)
+    return (
+        f"A batch of {batch_size:,} is more than the training split has ({n:,}): it holds some examples more than once.",
+    )
 
 
 def refuse_twice(
