@@ -1,8 +1,18 @@
 """Softmax regression: a linear layer on the pixels, with a penalty on its weights.
 
-python launch.py --config=configs/softmax.py             scikit-learn's digits, which need no download
-python launch.py --config=configs/softmax.py:mnist       MNIST
-python launch.py --config=configs/softmax.py:cifar10     CIFAR-10
+    python launch.py --config=configs/softmax.py             scikit-learn's digits, which need no download
+    python launch.py --config=configs/softmax.py:mnist       MNIST
+    python launch.py --config=configs/softmax.py:cifar10     CIFAR-10
+
+The penalty was chosen on the validation split: of 1e-4, 1e-3, 1e-2 (digits), 1e-5, 1e-4 (MNIST), 1e-3, 1e-2 (CIFAR-10).
+
+Measured on two cores of an AMD EPYC that had other work, too: accuracy on test with the last parameters, mean +- sd
+over the seeds 0, 1, 2, trained as one program (--config.seeds=3 --config.baselines=False). The copy of CIFAR-10 was one
+whose images had been through JPEG.
+
+    digits      3 seeds, 3 s in all      0.969 +- 0.000
+    mnist       3 seeds, 9 s in all      0.9277 +- 0.0003
+    cifar10     3 seeds, 46 s in all     0.406 +- 0.002
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +28,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
     c.seed = 0
     c.seeds = 1
     c.techniques = ("l2",)
-    c.l2 = dict(weight={"digits": 1e-3, "mnist": 1e-5, "cifar10": 1e-3}[variant])
+    c.l2 = dict(weight={"digits": 1e-4, "mnist": 1e-5, "cifar10": 1e-3}[variant])
     c.evals = dict(test=())
     rate = {"digits": 2e-2, "mnist": 3e-3, "cifar10": 1e-3}[variant]
     c.optimizer = dict(name="adam", learning_rate=rate, schedule="cosine")

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import special
+from sklearn.linear_model import LogisticRegression
 
 import umbrella as um
+from tests.conftest import ROOT
 from tests.test_objective import filled
 from umbrella import baselines, cli, data, pipelines, transforms
 from umbrella.evaluation import evaluate
@@ -421,6 +423,25 @@ def test_the_rivals_are_those_that_the_config_names(tmp_path: Path, capsys: pyte
     cli_table = cli._table(r.summary)
     assert "seconds" in cli_table and "nearest centroid" in cli_table
     assert "nearest centroid" in (tmp_path / "report.html").read_text()
+
+
+def test_softmax_regression_finds_scikit_learns_coefficients(tmp_path: Path) -> None:
+    """configs/softmax.py with the whole of train as its batch, until nothing moves. scikit-learn minimises
+    C * the sum of losses + |W|^2 / 2, so its C is 1 / (n * weight); neither penalises the biases. Softmax leaves a
+    constant over the classes free, in the biases: compared are differences from their mean.
+    """
+    weight, config = 1e-2, cli.load_config(f"{ROOT}/configs/softmax.py")
+    more = dict(l2=dict(weight=weight), batch_size=1294, train_for="4000 steps", baselines=False, eval_every="never")
+    sgd = dict(name="sgd", learning_rate=0.3, momentum=0.9)
+    r = um.run({**config, **more, "optimizer": sgd}, workdir=tmp_path, quiet=True)
+    rows = r.experiment.dataset.train.arrays
+    x, n = rows["x"].reshape(-1, 64) / 16, len(rows["x"])
+    assert n == 1294
+    wanted = LogisticRegression(C=1 / (n * weight), tol=1e-8, max_iter=10_000).fit(x, rows["y"])
+    head = jax.device_get(r.ts.params["model"]["head"])
+    np.testing.assert_allclose(head["kernel"].T, wanted.coef_, atol=1e-3)
+    bias, theirs = head["bias"], wanted.intercept_
+    np.testing.assert_allclose(bias - bias.mean(), theirs - theirs.mean(), atol=1e-3)
 
 
 def test_a_rival_that_there_is_not_is_one_line() -> None:

@@ -287,9 +287,9 @@ def _table(summary: dict[str, Any]) -> str:
             rivals = [f"{b} {v[metric]:.4g}" for b, v in summary["baselines"].items() if name == "test" and metric in v]
             beside = f"   ({'; '.join(rivals)})" if rivals else ""
             lines.append(f"  {name:<12} {metric:<16} {_value(value)}{beside}")
-    own, rivals = took(summary)
-    if lines and rivals:
-        beside = "; ".join(f"{b} {v:.2g}" for b, v in rivals.items())
+    own, seconds = took(summary)
+    if lines and seconds:
+        beside = "; ".join(f"{b} {v:.2g}" for b, v in seconds.items())
         lines.append(f"  {'':<12} {'seconds':<16} {own:.2f}   ({beside})")
     return "\n".join(lines)
 

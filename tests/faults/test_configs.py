@@ -29,9 +29,9 @@ CASES = {
     "edges.py:step": ("--config.batch_size=2",),  # of the one image: the tests run on two devices
     "mlp.py:digits": (),
     "mlp.py:mnist": ("--config.pgd40.steps=2",),
-    "resnet.py:digits": ("--config.model.depth=8",),
-    "resnet.py:mnist": ("--config.model.depth=8",),
-    "resnet.py:cifar10": ("--config.model.depth=8",),
+    "resnet.py:digits": (),
+    "resnet.py:mnist": (),
+    "resnet.py:cifar10": (),
     "softmax.py:digits": (),
     "softmax.py:mnist": (),
     "softmax.py:cifar10": (),

@@ -225,9 +225,7 @@ def test_F45_a_label_that_is_no_class_is_named_by_split_and_row(tmp_path, monkey
 def test_F30_a_set_smaller_than_a_batch_is_told_of(tmp_path):
     """It is gone through more than once: F30 in test_numerics.py."""
     made = um.pipelines.build({**images_npz(tmp_path, train=[0, 1, 1], test=[0]), "batch_size": 4})
-    assert made.notes == (
-        "A batch of 4 is more than the training split has (3): it holds some examples more than once.",
-    )
+    assert made.notes == ("A batch of 4 is more than the training split has (3): it holds examples more than once.",)
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,9 @@ def results(summary: Mapping[str, Any]) -> tuple[list[str], list[Result]]:
             interval = f"{num(low)} – {num(high)}" if math.isfinite(low) and math.isfinite(high) else ""
             arrow = {-1: "↓", 1: "↑"}.get(way, "")
             rows.append(Result(evaluation, metric, arrow, value, num(value), interval, rivals))
-    own, theirs = took(summary)
-    if rows and theirs:
-        beside = [Rival(num(theirs[k]) if k in theirs else "–", "") for k in baselines]
+    own, seconds = took(summary)
+    if rows and seconds:
+        beside = [Rival(num(seconds[k]) if k in seconds else "–", "") for k in baselines]
         rows.append(Result("", "seconds", "", own, num(own), "", beside))
     return list(baselines), rows
 

@@ -207,7 +207,7 @@ def repeated(n: int, batch_size: int) -> tuple[str, ...]:
     if n >= batch_size:
         return ()
     return (
-        f"A batch of {batch_size:,} is more than the training split has ({n:,}): it holds some examples more than once.",
+        f"A batch of {batch_size:,} is more than the training split has ({n:,}): it holds examples more than once.",
     )
 
 

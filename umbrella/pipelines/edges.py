@@ -197,7 +197,12 @@ class Stack(nn.Module):
 def stacked_field(stack: Stack, size: int, key: Array) -> Array:
     """The receptive field f32[size, size] of one draw of a stack's weights."""
     variables = stack.init(key, jnp.zeros((1, size, size, 1)))
-    return receptive_field(lambda x: stack.apply(variables, x[None, :, :, None])[0, :, :, 0], size)
+
+    def apply(x: Array) -> Array:
+        out: Any = stack.apply(variables, x[None, :, :, None])
+        return out[0, :, :, 0]
+
+    return receptive_field(apply, size)
 
 
 def fields(key: Array) -> Images:
