@@ -142,6 +142,15 @@ def assemble(
     )
 
 
+def of_first_seed(drawn: Mapping[str, Callable[[View, Array], Any]]) -> Callable[[View, Array], Review]:
+    """A review that is figures of the first seed, name -> (view, key) -> a value of umbrella.artifacts."""
+
+    def review(views: View, key: Array) -> Review:
+        return Review({}, ((name, fn(views.lane(0), key)) for name, fn in drawn.items()))
+
+    return review
+
+
 def read(config: Mapping[str, Any], problem: Callable[..., Problem]) -> tuple[RunSettings, Common, dict[str, Any]]:
     """Every key of a config, checked: the run's, the common ones, the problem's own; the rest are sections."""
     tables = [settings.accepts(f) for f in (RunSettings, Common, problem)]

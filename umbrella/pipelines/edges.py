@@ -13,10 +13,10 @@ from umbrella import data, losses, models
 from umbrella.artifacts import Images, Table
 from umbrella.data import Arrays, Dataset
 from umbrella.data.sources import info
-from umbrella.experiment import Experiment
+from umbrella.experiment import Experiment, Review
 from umbrella.metrics import Mean
 from umbrella.objective import Array, Aux, Batch, Ctx, Objective, Params, State, Transform, View, chain, supervised
-from umbrella.pipelines._standard import Problem, Resolve, assemble
+from umbrella.pipelines._standard import Problem, Resolve, assemble, of_first_seed
 from umbrella.settings import Natural, NonNegative, SettingsError
 
 KERNELS = {
@@ -85,7 +85,7 @@ def problem(dataset: Dataset, log: dict[str, Any], *, model: dict) -> Problem:
 
         return run
 
-    def artifacts(resolve: Resolve) -> dict[str, Any]:
+    def review(resolve: Resolve) -> Callable[[View, Array], Review]:
         def learnt(view: View) -> np.ndarray:
             return np.asarray(kernel_of(resolve(view.params, view.state)))
 
@@ -106,7 +106,7 @@ def problem(dataset: Dataset, log: dict[str, Any], *, model: dict) -> Problem:
             caption = "Test images, their edges under the true kernel and under the learnt one; grey is none."
             return Images(images, len(rows["x"]), caption, ("image", "true", "learnt"))
 
-        return {"kernel": kernel, "edges": edges, "receptive_fields": lambda view, key: fields(key)}
+        return of_first_seed({"kernel": kernel, "edges": edges, "receptive_fields": lambda view, key: fields(key)})
 
     def baselines() -> dict[str, dict[str, float]]:
         x, y = dataset.train.column("x"), dataset.train.column("y")
@@ -125,7 +125,7 @@ def problem(dataset: Dataset, log: dict[str, Any], *, model: dict) -> Problem:
         outer=chain(),
         base=kernel_error(truth)(base),
         context={},
-        artifacts=artifacts,
+        review=review,
         predict=predict,
         baselines=baselines,
     )

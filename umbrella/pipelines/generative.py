@@ -13,7 +13,7 @@ from umbrella.data import Dataset
 from umbrella.experiment import Experiment, Review
 from umbrella.metrics import Mean, mask_of
 from umbrella.objective import Array, Batch, View, chain, measure, supervised
-from umbrella.pipelines._standard import Problem, Resolve, assemble, scale_of
+from umbrella.pipelines._standard import Problem, Resolve, assemble, of_first_seed, scale_of
 from umbrella.settings import NonNegative, SettingsError
 from umbrella.transforms import binarise, pixels, reconstruct
 
@@ -167,9 +167,4 @@ def _review(
         return Scatter(flat, labels, f"{how} of {len(flat)} test images{coloured}.", names)
 
     drawn = {"samples": samples, "reconstructions": reconstructions, "traversal": traversal, "latent_map": latent_map}
-
-    def review(views: View, key: Array) -> Review:
-        """Pictures of the first seed."""
-        return Review({}, ((name, fn(views.lane(0), key)) for name, fn in drawn.items()))
-
-    return review
+    return of_first_seed(drawn)
