@@ -6,6 +6,7 @@ several processes. Nothing else may run meanwhile. PyTorch and Lightning join wh
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import subprocess
@@ -71,13 +72,20 @@ def _timed(command: list[str], env: dict[str, str]) -> float:
     return time.perf_counter() - began
 
 
-LOOPS = {"tiny_mlp": "MLP 64-128-10, digits, batch 64", "vae": "VAE 784-400-20, MNIST, batch 128"}
+LOOPS = {  # module.function -> what it is, and steps a turn
+    "loops.tiny_mlp": ("MLP 64-128-10, digits, batch 64", 1000),
+    "loops.vae": ("VAE 784-400-20, MNIST, batch 128", 1000),
+    "images.lenet": ("LeNet-5, 28 x 28, batch 64", 100),
+    "images.resnet20": ("ResNet-20, 32 x 32 x 3, batch 128", 10),
+    "images.seeds": ("5 seeds of LeNet-5 in one program, batch 64", 50),
+    "images.seeds_mlp": ("5 seeds of an MLP 784-128-10 in one program, batch 64", 200),
+}
 
 
 def loops(rounds: int) -> list[tuple[str, str, str, str]]:
     """Microseconds a step, and the ratios; of whole processes, as where buffers happen to lie is worth some percent."""
     rows = []
-    for name, title in LOOPS.items():
+    for name, (title, _) in LOOPS.items():
         code = f"from benchmarks.__main__ import _loop; _loop({name!r})"
         told = [_child(code) for _ in range(rounds)]
         ours = np.array([t.pop("umbrella") for t in told])
@@ -103,15 +111,16 @@ def _child(code: str) -> dict[str, Any]:
 
 
 def _loop(name: str, turns: int = 5) -> None:
-    """Prints {rival: microseconds a step}, over all turns: a checkpoint of ours, after 5,000 steps, is in them."""
-    from benchmarks import loops
-
+    """Prints {rival: microseconds a step}, over all turns: a checkpoint of ours after 5,000 steps, where they make as
+    many, is in them."""
+    module, _, function = name.partition(".")
+    make, steps = getattr(importlib.import_module(f"benchmarks.{module}"), function), LOOPS[name][1]
     with contextlib.ExitStack() as stack:
-        segments = {k: v for k, v in getattr(loops, name)(stack).items() if v is not None}
+        segments = {k: v for k, v in make(stack).items() if v is not None}
         spent = dict.fromkeys(segments, 0.0)
         for turn in range(turns + 1):
             for rival, segment in segments.items():
-                seconds = segment(1000)
+                seconds = segment(steps)
                 spent[rival] += seconds if turn else 0.0  # the first turn compiles and warms up
     print(json.dumps({k: 1e6 * v / turns for k, v in spent.items()}))
 

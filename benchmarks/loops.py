@@ -31,13 +31,13 @@ def umbrella_loop(config: dict[str, Any], stack: contextlib.ExitStack) -> tuple[
 
     def segment(steps: int) -> float:
         start = held["step"]
-        slots = ex.train_data.stream((0,), start, start + steps)
+        slots = ex.train_data.stream(session.seeds, start, start + steps)
         began = time.perf_counter()
         outcome = fit(
             held["ts"],
             programs,
             window,
-            Feed(slots),
+            Feed(slots, lanes=session.mode_of_lanes == "own"),
             frozen=ex.frozen,
             resident=resident,
             start=start,
@@ -45,7 +45,7 @@ def umbrella_loop(config: dict[str, Any], stack: contextlib.ExitStack) -> tuple[
             cadence=cadence,
             hooks=hooks,
             put=None if session.place.alone else session.place.slot,
-            spread=session.place.replicated,
+            spread=session.place.sums,
             halting=True,
         )
         jax.block_until_ready(outcome.ts)

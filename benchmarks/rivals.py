@@ -4,6 +4,8 @@ Every rival sees the same arrays in the same shuffled order and makes the same A
 hand-written loop does nothing else: no averages, no metrics but the loss, no log, no checkpoint.
 """
 
+import itertools
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -162,3 +164,66 @@ def lightning_mlp(arrays: dict[str, np.ndarray], batch: int, scale: float) -> Se
 
 def _torch_net(torch: Any) -> Any:
     return torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
+
+
+def torch_images(arrays: dict[str, np.ndarray], batch: int, name: str) -> Segment | None:
+    """The same network in plain PyTorch, channels last, on as many threads as there are cores; None without PyTorch."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    torch.set_num_threads(os.cpu_count() or 1)
+    net = (_torch_lenet if name == "lenet" else _torch_resnet20)(torch).to(memory_format=torch.channels_last)
+    x = torch.from_numpy(np.ascontiguousarray(arrays["x"].transpose(0, 3, 1, 2)))  # bytes, as ours
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.from_numpy(arrays["y"].astype(np.int64))
+    optimiser = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
+    order = indices(len(x), batch)
+
+    def segment(steps: int) -> float:
+        began = time.perf_counter()
+        for _ in range(steps):
+            idx = torch.from_numpy(next(order)).long()
+            rows = x[idx].float().mul_(1 / 255).contiguous(memory_format=torch.channels_last)
+            loss = torch.nn.functional.cross_entropy(net(rows), y[idx])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        loss.item()
+        return (time.perf_counter() - began) / steps
+
+    return segment
+
+
+def _torch_lenet(torch: Any) -> Any:
+    nn = torch.nn
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2),
+        nn.Flatten(), nn.Linear(400, 120), nn.Tanh(), nn.Linear(120, 84), nn.Tanh(), nn.Linear(84, 10),
+    )  # fmt: skip
+
+
+def _torch_resnet20(torch: Any) -> Any:
+    nn = torch.nn
+
+    class Block(nn.Module):  # type: ignore[name-defined]
+        def __init__(self, before: int, width: int):
+            super().__init__()
+            self.stride, self.more = (1 if before == width else 2), width - before
+            self.body = nn.Sequential(
+                nn.Conv2d(before, width, 3, self.stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(),
+                nn.Conv2d(width, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width),
+            )  # fmt: skip
+
+        def forward(self, x: Any) -> Any:
+            y = self.body(x)
+            if self.more:
+                x = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+            return torch.relu(x + y)
+
+    widths = [16] * 4 + [32] * 3 + [64] * 3
+    return nn.Sequential(
+        nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU(),
+        *(Block(a, b) for a, b in itertools.pairwise(widths)),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10),
+    )  # fmt: skip

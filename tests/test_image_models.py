@@ -1,5 +1,6 @@
 """Convolutional and residual networks, and what they are put together from."""
 
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, signal, stats
 
+from umbrella.models import layers
 from umbrella.models.cnn import CNN, LeNet
 from umbrella.models.fast import CifarFast, Whitening, as_identity, whitening
 from umbrella.models.layers import ACTIVATIONS, DropPath, initializer, normalise
@@ -356,3 +358,26 @@ def test_the_rate_grows_with_the_depth() -> None:
         share.append((branch == 0).all((1, 2, 3)).mean())
     for got, wanted in zip(share, (0.1, 0.9), strict=True):
         assert abs(got - wanted) < 5 * np.sqrt(wanted * (1 - wanted) / 256)
+
+
+def test_a_convolution_is_flaxs_to_the_bit() -> None:
+    """Same parameters, same outputs, same gradients: only what XLA makes of it on a CPU differs."""
+    x, key = jax.random.normal(jax.random.key(0), (2, 6, 6, 3)), jax.random.key(1)
+    ours, theirs = layers.Conv(4, (3, 3)), nn.Conv(4, (3, 3))
+    params = theirs.init(key, x)
+    assert jax.tree.structure(params) == jax.tree.structure(ours.init(key, x))
+    for fn in (lambda net: net.apply(params, x), lambda net: jax.grad(lambda v: (net.apply(params, v) ** 2).sum())(x)):
+        np.testing.assert_array_equal(fn(ours), fn(theirs))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="what XLA's CPU backend makes of it")
+def test_what_a_convolution_reads_is_not_computed_again_inside_of_a_transposition() -> None:
+    x, net = jnp.zeros((8, 8, 8, 4)), layers.Conv(4, (3, 3))
+    params = net.init(jax.random.key(0), x)
+
+    def loss(params: Any) -> jax.Array:
+        return (net.apply(params, nn.relu(net.apply(params, x))) ** 2).sum()
+
+    text = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
+    for body in re.findall(r"^%fused_computation.*?^}", text, re.MULTILINE | re.DOTALL):
+        assert not ("transpose(" in body and "maximum(" in body), body

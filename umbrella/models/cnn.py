@@ -5,7 +5,7 @@ from typing import Literal
 import flax.linen as nn
 import jax
 
-from umbrella.models.layers import ACTIVATIONS, Activation, Init, Norm, has_bias, initializer, normalise
+from umbrella.models.layers import ACTIVATIONS, Activation, Conv, Init, Norm, has_bias, initializer, normalise
 from umbrella.settings import Count, Fraction
 
 
@@ -28,9 +28,9 @@ class LeNet(nn.Module):
         if min(x.shape[1:3]) < 12:
             raise ValueError(f"images of {x.shape[1]} x {x.shape[2]}: LeNet needs sides of at least 12")
         act = ACTIVATIONS[self.activation]
-        x = act(nn.Conv(6, (5, 5), padding="SAME", name="conv_0")(x))
+        x = act(Conv(6, (5, 5), padding="SAME", name="conv_0")(x))
         x = _halved(x)
-        x = act(nn.Conv(16, (5, 5), padding="VALID", name="conv_1")(x))
+        x = act(Conv(16, (5, 5), padding="VALID", name="conv_1")(x))
         x = _halved(x).reshape((x.shape[0], -1))
         x = act(nn.Dense(120, name="hidden_0")(x))
         x = act(nn.Dense(84, name="hidden_1")(x))
@@ -70,7 +70,7 @@ class CNN(nn.Module):
             if i:
                 x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
             for j in range(self.depth):
-                x = nn.Conv(
+                x = Conv(
                     width,
                     (3, 3),
                     use_bias=has_bias(self.norm),

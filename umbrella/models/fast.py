@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from umbrella.models.layers import ACTIVATIONS, Activation, Norm, normalise
+from umbrella.models.layers import ACTIVATIONS, Activation, Conv, Norm, normalise
 from umbrella.settings import Count, Positive
 
 SIDE = 2  # of the patches that are whitened
@@ -54,7 +54,7 @@ class CifarFast(nn.Module):
         for i, width in enumerate(self.widths):
             for j in range(2):
                 name = f"{i}_{j}"
-                x = nn.Conv(width, (3, 3), use_bias=False, kernel_init=as_identity, name=f"conv_{name}")(x)
+                x = Conv(width, (3, 3), use_bias=False, kernel_init=as_identity, name=f"conv_{name}")(x)
                 if not j:
                     window = (min(2, x.shape[1]), min(2, x.shape[2]))
                     x = nn.max_pool(x, window, window)

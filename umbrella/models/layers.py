@@ -103,3 +103,21 @@ class DropPath(nn.Module):
             return x
         stay = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (x.shape[0],) + (1,) * (x.ndim - 1))
         return jnp.where(stay, x / (1 - self.rate), 0)
+
+
+class Conv(nn.Conv):
+    """flax's convolution, with the same parameters and the same numbers, whose gradient is faster on a CPU.
+
+    For the gradient of the kernel XLA's CPU backend transposes the input, and fuses what is cheap, a ReLU or a sum,
+    into the transposition to compute it a second time, which makes a copy of 1 ms one of 12. It does not compute twice
+    what it takes for expensive, such as a division: by a one that it cannot know to be one. (A barrier does not help:
+    it is gone before fusion.)
+    Measured on a step of ResNet-20, two cores: 373 ms without, 304 ms with it.
+    """
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        if jax.default_backend() == "cpu" and jnp.issubdtype(inputs.dtype, jnp.floating):
+            inputs = inputs / jax.lax.optimization_barrier(jnp.ones((), inputs.dtype))
+        out: jax.Array = super().__call__(inputs)
+        return out

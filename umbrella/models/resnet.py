@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from umbrella.models.layers import ACTIVATIONS, Activation, DropPath, Norm, has_bias, normalise
+from umbrella.models.layers import ACTIVATIONS, Activation, Conv, DropPath, Norm, has_bias, normalise
 from umbrella.settings import Count, Fraction
 
 # depth -> (bottleneck, blocks of each stage): table 1, and section 4.2, where 6 n + 2 layers are three stages of n
@@ -112,10 +112,10 @@ class Block(nn.Module):
         return act(x + DropPath(self.drop)(y, train=train))
 
 
-def _conv(width: int, size: int, stride: int, norm: Norm, *, name: str) -> nn.Conv:
+def _conv(width: int, size: int, stride: int, norm: Norm, *, name: str) -> Conv:
     """With He's initialiser by fan-out, as the paper's own code; padding that does not depend on the stride."""
     pad = (size // 2, size // 2)
-    return nn.Conv(
+    return Conv(
         width,
         (size, size),
         strides=stride,
