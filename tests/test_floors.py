@@ -19,7 +19,7 @@ FLOORS = {
         "workdir writers"
     ),
     5: "pipelines runs",
-    6: "cli verify",
+    6: "cli diagnose verify",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 ONLY = {"models": {0, 1}, "transforms": {0, 2}}  # these import from fewer floors than all below

@@ -20,7 +20,7 @@ from absl import flags
 from umbrella import settings
 from umbrella.settings import SettingsError
 
-MODES = ("train", "evaluate", "sample", "predict", "compare")
+MODES = ("train", "evaluate", "sample", "predict", "compare", "diagnose")
 USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
 [--init_from=RUN] [--verify_resume]
        python launch.py --mode=compare RUN_A RUN_B
@@ -31,6 +31,8 @@ USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE .
   --workdir=runs/try                where the run lives; a run of the same config that is there is resumed
                                     (train_for and the cadences may change, so a run can be extended)
   --mode=train                      train | evaluate | sample | predict; the last three need the workdir of a run
+  --mode=diagnose                   trains on growing shares of the training rows, with several seeds, and says what
+                                    would help: more data, a larger model, an ensemble; test is not looked at
   --mode=compare                    says of two finished runs whether one is better than the other; needs no config
   --init_from=runs/other            start from the parameters of another run
   --verify_resume                   trains a little, kills itself with kill -9, resumes, and says whether the result is
@@ -80,6 +82,8 @@ def _main(argv: Sequence[str]) -> int:
     config = load_config(given.config, overrides)
     if given.mode not in MODES:
         raise SettingsError(f"--mode: no mode {given.mode!r}{settings.near(given.mode, MODES)}")
+    if given.mode == "diagnose":
+        return _diagnose(given, config)
     if given.mode != "train" and not given.workdir:
         raise SettingsError(f"--mode={given.mode} needs --workdir, the folder of a run that was trained")
     if given.mode != "train" and not (Path(given.workdir) / "checkpoints").is_dir():
@@ -97,7 +101,7 @@ def _run(given: Given, config: dict[str, Any], command: str) -> int:
     from umbrella.runs import Session
 
     environment.use_compilation_cache()
-    name = Path(given.config.split(":")[0]).stem + (f"-{v}" if (v := given.config.partition(":")[2]) else "")
+    name = _name(given.config)
     try:
         how: dict[str, Any] = {"init_from": given.init_from or None, "name": name, "command": command}
         with _termination(), _quiet(), Session(config, given.workdir or None, **how) as session:
@@ -165,6 +169,23 @@ def _compare(given: Given) -> int:
         raise SettingsError("--mode=compare: takes the workdirs of two runs: --mode=compare runs/a runs/b")
     print(compare.told(compare.compare(*given.runs), *given.runs))
     return 0
+
+
+def _diagnose(given: Given, config: dict[str, Any]) -> int:
+    from umbrella import diagnose, environment
+
+    environment.use_compilation_cache()
+    name = _name(given.config)
+    work = given.workdir or f"runs/{name}-diagnosis"
+    made = diagnose.diagnose(config, work, name=name, say=lambda line: print(line, flush=True))
+    print("\n".join(made.words))
+    print(f"report: {made.workdir / 'report.html'}")
+    return 0
+
+
+def _name(spec: str) -> str:
+    """ "configs/vae.py:mnist" -> "vae-mnist"."""
+    return Path(spec.split(":")[0]).stem + (f"-{v}" if (v := spec.partition(":")[2]) else "")
 
 
 def _later(mode: str, session: Any) -> int:

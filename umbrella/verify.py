@@ -25,6 +25,7 @@ SPARED = {  # what decides nothing about the state, and takes time
     "evals": {},
     "baselines": False,
     "keep_best": None,
+    "patience": "never",
     "keep_every": "never",
     "keep_checkpoints": 3,
 }

@@ -4,8 +4,8 @@ import pathlib
 from typing import Annotated
 
 from umbrella.data import bundled, folders, prepared, tables
-from umbrella.data.sources import Dataset, Found
-from umbrella.data.splits import carve
+from umbrella.data.sources import Dataset, Found, take
+from umbrella.data.splits import PLAIN, carve, held_out
 from umbrella.settings import Count, Fraction, Natural, Range, SettingsError
 
 Text = Annotated[str, Range(lambda v: bool(v.strip()), "must not be empty")]
@@ -21,6 +21,7 @@ def load(
     cache: bool = True,
     target: str | None = None,
     size: Count | None = None,
+    rows: Count | None = None,
 ) -> Dataset:
     """A data set, ready to be batched.
 
@@ -35,6 +36,8 @@ def load(
         scikit-learn's sets are always in memory, so False is refused.
       cache: keep decoded images on disk (see umbrella.data.cache), so that the next start is instant.
       target: the target column of a .csv file; refused for anything else.
+      rows: train on so many of the training rows, every class with its share, chosen by split_seed; on all when there
+        are no more. Validation and test are what they are without it.
       size: resize images to size x size: those of a folder and of TensorFlow Datasets; refused for anything else.
 
     Raises:
@@ -49,6 +52,9 @@ def load(
         raise SettingsError(f"size={size}: must be >= 1")
     found = _find(name, path, in_memory=in_memory, cache=cache, target=target, size=size)
     train, held, test = carve(found, validation=validation, split_seed=split_seed)
+    if rows is not None and rows < len(train):
+        labels = train.column("y") if found.info["classes"] and len(train) < PLAIN else None
+        train = take(train, held_out(labels, len(train), rows / len(train), (split_seed, 5)))
     if path is not None and not prepared.is_prepared(name, pathlib.Path(path).expanduser()):
         name = path  # the file or folder itself: what a config has for a name says nothing of it
     return Dataset(name, found.source, found.fingerprint, train, held, test, found.info)
