@@ -240,7 +240,8 @@ def in_words(metric: str, points: list[Point], start: list[Layer], end: list[Lay
         part = last.variance / whole if whole > 0 else 0.0
         out.append(
             f"Of Brier's score on validation, {num(whole)}, {num(last.bias)} is what the average of the seeds gets "
-            f"wrong and {num(last.variance)} ({part:.0%}) what seed and sample decide: an ensemble takes away the second."
+            f"wrong and {num(last.variance)} ({part:.0%}) what seed and sample decide: an ensemble takes away "
+            "the second."
         )
     for when, found in (("At the start", start), ("At the end", end)):
         kernels = [layer for layer in found if layer.name.endswith("kernel") and layer.gradient > 0]
