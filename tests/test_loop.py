@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import umbrella as um
 from tests.helpers import bits, copy, tmap
+from tests.test_pipelines import vision
 from tests.test_step import LR, at, quadratic, sgd
 from umbrella.environment import CompileMeter
 from umbrella.loop import Cadence, Diverged, Feed, Hooks, Interrupts, Outcome, Window, compile_step, fit, steps_per_call
@@ -350,3 +352,13 @@ def test_a_feed_gives_slots_one_by_one_or_stacked(lanes: bool) -> None:
 )
 def test_how_many_steps_a_call_makes(flops: float, cadence: Cadence, total: int, backend: str, wanted: int) -> None:
     assert steps_per_call(flops, cadence, total, backend=backend) == wanted
+
+
+def test_an_evaluation_does_not_pay_for_the_steps_that_it_waits_for(tmp_path: Any) -> None:
+    """Calls run ahead of the device, so the first who looks waits for all of them."""
+    config = vision(
+        model=dict(name="mlp", hidden=(1024, 1024)), batch_size=512, train_for="12 steps", eval_every="12 steps"
+    )
+    r = um.run({**config, "data": dict(name="digits", validation=0.02)}, workdir=tmp_path, quiet=True)
+    # 12 steps of 512 rows against 2 evaluations of 29 rows and one of 359.
+    assert r.summary["seconds"]["step"] > r.summary["seconds"]["evaluate"] * 0.5

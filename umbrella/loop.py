@@ -142,6 +142,8 @@ def fit(
                 ready, late = [*ready, *([late] if late is not None else [])], None
             for closed in ready:
                 log(*closed)
+            if evaluating or saving:  # both wait for the device: the time until then is that of the steps
+                jax.block_until_ready(ts.step)
             if evaluating and stop.signum is None:
                 clock = time.perf_counter()
                 if hooks.evaluate(step, ts):

@@ -21,7 +21,7 @@ SMALL = (
 PREPARED = ("cifar10", "mnist")  # variants whose set TensorFlow Datasets prepares
 SHAPES = {"cifar10": (32, 32, 3), "mnist": (28, 28, 1)}
 # A pass of a convolutional network over 10,000 images takes half a minute: these get a few rows of noise of that shape.
-STAND_INS = ("cifar_fast.py", "cnn.py", "resnet.py")
+STAND_INS = ("cifar_fast.py", "cnn.py", "ensemble.py", "resnet.py")
 CASES = {
     "cifar_fast.py:cifar10": ("--config.model.widths=(8, 16, 16)", "--config.batch_size=64"),
     "cifar_fast.py:digits": (),
@@ -30,6 +30,8 @@ CASES = {
     "cnn.py:mnist": (),
     "cnn.py:cifar10": (),
     "edges.py:sobel": (),
+    "ensemble.py:digits": ("--config.seeds=2",),
+    "ensemble.py:mnist": ("--config.seeds=2",),
     "edges.py:step": ("--config.batch_size=2",),  # of the one image: the tests run on two devices
     "mlp.py:digits": (),
     "mlp.py:mnist": ("--config.pgd40.steps=2",),

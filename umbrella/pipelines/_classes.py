@@ -164,9 +164,7 @@ def _curves(p: np.ndarray, y: np.ndarray, names: tuple[str, ...], kind: str) -> 
     what = "area" if kind == "roc" else "average precision"
     series = {f"{name} ({what} {area:.4f})": (GRID, mean) for area, name, mean, _ in kept}
     bands = {
-        k: (mean - half, mean + half)
-        for k, (_, _, mean, half) in zip(series, kept, strict=True)
-        if np.isfinite(half).any()
+        k: _band(mean, half) for k, (_, _, mean, half) in zip(series, kept, strict=True) if np.isfinite(half).any()
     }
     some = f"; the {MOST_CURVES} with the least area of {len(found)}" if len(kept) < len(found) else ""
     versus = "each class against the rest" if len(classes) > 1 else f"{names[1]} against {names[0]}"
@@ -176,6 +174,11 @@ def _curves(p: np.ndarray, y: np.ndarray, names: tuple[str, ...], kind: str) -> 
     return Curves(
         series, "recall", "precision", f"Precision against recall on test, {versus}{some}." + _over(len(p)), bands
     )
+
+
+def _band(mean: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The interval of a rate; Student's t knows of no ends."""
+    return np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1)
 
 
 def _on_grid(curve: scores.Curve) -> np.ndarray:
@@ -206,7 +209,7 @@ def _calibration(p: np.ndarray, test: Told, degrees: list[float] | None) -> Curv
         kept = np.isfinite(mean)
         series[name] = (x[kept], mean[kept])
         if np.isfinite(half).any():
-            bands[name] = ((mean - half)[kept], (mean + half)[kept])
+            bands[name] = _band(mean[kept], half[kept])
     series["as sure as right"] = (np.asarray([0.0, 1.0]), np.asarray([0.0, 1.0]))
     how = "" if degrees is None else " The temperature was fitted to validation."
     caption = f"How often the predicted class is right, by how probable it was said to be ({BINS} bins).{how}"
