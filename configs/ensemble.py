@@ -3,8 +3,8 @@
     python launch.py --config=configs/ensemble.py             scikit-learn's digits, which need no download
     python launch.py --config=configs/ensemble.py:mnist       MNIST, five LeNets
 
-The results tell the mean member ("test") and the ensemble. Bagging (Breiman 1996), every member on a bootstrap sample of
-its own: --config.resample=True.
+The results tell the mean member ("test") and the ensemble. Bagging (Breiman 1996), every member on a bootstrap sample
+of its own: --config.resample=True.
 """
 
 from ml_collections import ConfigDict
