@@ -165,3 +165,12 @@ def test_a_run_that_is_not_finite_has_no_numbers_and_spoils_none_of_the_others()
     assert isinstance(matrix, Matrix) and "2 seeds" in matrix.caption
     nothing = _classes.review(broken._replace(logits=broken.logits[1:2]), None, NAMES)
     assert nothing.metrics == {} and list(nothing.artifacts) == []
+
+
+def test_a_set_of_one_class_has_no_curve() -> None:
+    test = Told(np.zeros((2, 5, 1), np.float32), np.zeros(5, np.int32))
+    made = _classes.review(test, test, ("only",))
+    drawn = dict(made.artifacts)
+    roc = drawn["roc"]
+    assert isinstance(roc, Curves) and not roc.series
+    assert made.metrics["ensemble"]["accuracy"] == 1 and np.isnan(made.metrics["test"]["auc"]).all()

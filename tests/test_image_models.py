@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from scipy import ndimage, signal, stats
 
-from umbrella.models import layers
+from umbrella import losses
+from umbrella.models import Flatten, Sequential, layers
 from umbrella.models.cnn import CNN, LeNet
 from umbrella.models.fast import CifarFast, Whitening, as_identity, whitening
 from umbrella.models.layers import ACTIVATIONS, DropPath, initializer, normalise
 from umbrella.models.resnet import DEPTHS, ResNet
+from umbrella.objective import Ctx, supervised
 
 
 def init(model: nn.Module, *shape: int, seed: int = 0) -> Any:
@@ -381,3 +383,25 @@ def test_what_a_convolution_reads_is_not_computed_again_inside_of_a_transpositio
     text = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
     for body in re.findall(r"^%fused_computation.*?^}", text, re.MULTILINE | re.DOTALL):
         assert not ("transpose(" in body and "maximum(" in body), body
+
+
+def test_layers_one_after_the_other_are_told_whether_they_train() -> None:
+    """A norm and dropout in a row: evaluation is the composition by hand, training draws."""
+    net = Sequential((layers.Conv(4, (3, 3)), nn.BatchNorm(), nn.relu, Flatten(), nn.Dropout(0.5), nn.Dense(3)))
+    x = jax.random.normal(jax.random.key(0), (4, 5, 5, 2))
+    v = net.init({"params": jax.random.key(1)}, x, train=False)
+    out = net.apply(v, x, train=False)
+    p = v["params"]
+    y = nn.Conv(4, (3, 3)).apply({"params": p["layers_0"]}, x) / np.float32(np.sqrt(1 + 1e-5))  # mean 0, variance 1
+    by_hand = nn.Dense(3).apply({"params": p["layers_5"]}, jnp.maximum(y, 0).reshape(4, -1))
+    np.testing.assert_allclose(out, by_hand, rtol=1e-5, atol=1e-6)
+
+    def trained(seed: int) -> Any:
+        return net.apply(v, x, train=True, rngs={"dropout": jax.random.key(seed)}, mutable=["batch_stats"])
+
+    assert np.abs(trained(0)[0] - trained(1)[0]).max() > 0
+    assert np.abs(jax.tree.leaves(trained(0)[1])[0]).max() > 0  # the running mean has moved
+    o = supervised(net, losses.cross_entropy)
+    batch = {"x": x, "y": jnp.zeros(4, jnp.int32)}
+    ctx = Ctx(jax.random.key(0), jnp.int32(0))
+    assert np.isfinite(o.apply(*o.init(batch, ctx), batch, ctx)[0])

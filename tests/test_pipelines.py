@@ -28,6 +28,7 @@ SETTINGS = {  # of every technique that has one without a default
     **{name: {} for name in ("affine", "alternating_flip", "colour", "crop", "cutmix", "cutout", "elastic", "flip")},
     "fgsm": dict(eps=0.1),
     "importance_weighted": dict(samples=3),
+    "l1": dict(weight=0.1),
     "l2": dict(weight=0.1),
     "label_smoothing": dict(eps=0.1),
     "lora": dict(rank=4, alpha=8.0),

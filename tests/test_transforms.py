@@ -436,6 +436,21 @@ def test_l2_by_hand() -> None:
         np.testing.assert_allclose(both[0]["bias"], both[1]["bias"], rtol=1e-5, atol=1e-7)
 
 
+def test_l1_by_hand() -> None:
+    """weight * sum of the kernels' absolute values; the gradient grows by weight * sign(W), for a bias not at all."""
+    o, params, batch = classifying()
+    run = jax.jit(lambda p: [grad_of(x)(p, {}, {}, batch, context()) for x in (o, transforms.l1(weight=0.3)(o))])
+    (g, loss, _), (g1, loss1, aux) = run(params)
+    kernels = {k: np.asarray(v["kernel"]) for k, v in params["model"].items()}
+    size = sum(np.abs(k).sum() for k in kernels.values())
+    assert float(loss1 - loss) == pytest.approx(0.3 * size, rel=1e-4)
+    assert aux.metrics["l1"].compute() == pytest.approx(size, rel=1e-5)
+    for name, kernel in kernels.items():
+        both = g1["model"][name], g["model"][name]
+        np.testing.assert_allclose(both[0]["kernel"] - both[1]["kernel"], 0.3 * np.sign(kernel), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(both[0]["bias"], both[1]["bias"], rtol=1e-5, atol=1e-7)
+
+
 def test_penalties_of_two_scopes_are_told_apart() -> None:
     """A 1 x 2 matrix (3, 4) under "model": 12.5; (2, 0) under "other": 2. Weights .1 and 1: 1.25 + 2 on top."""
     params = {"model": {"w": f32([[3.0, 4.0]])}, "other": {"w": f32([[2.0, 0.0]])}}

@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 _HOME = {
     "objective": "Aux Ctx Objective View add_term chain map_batch map_params measure supervised",
     "transforms": (
-        "adversarial binarise fgsm importance_weighted l2 label_smoothing lora mixup pgd pixels random_noise "
+        "adversarial binarise fgsm importance_weighted l1 l2 label_smoothing lora mixup pgd pixels random_noise "
         "reconstruct sam"
     ),
     "gradients": "grad_of microbatch",

@@ -7,11 +7,12 @@ from umbrella import settings
 from umbrella.models.cnn import CNN, LeNet
 from umbrella.models.fast import CifarFast
 from umbrella.models.filter import Filter
+from umbrella.models.layers import Flatten, Sequential
 from umbrella.models.mlp import MLP
 from umbrella.models.resnet import ResNet
 from umbrella.models.vae import VAE
 
-__all__ = ["CNN", "MLP", "TABLE", "VAE", "CifarFast", "Filter", "LeNet", "ResNet", "build"]
+__all__ = ["CNN", "MLP", "TABLE", "VAE", "CifarFast", "Filter", "Flatten", "LeNet", "ResNet", "Sequential", "build"]
 
 TABLE = {
     "cifar_fast": CifarFast,

@@ -1,5 +1,6 @@
 """What models are put together from: norms, activations and initialisers by name, stochastic depth. Floor 1."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -121,3 +122,36 @@ class Conv(nn.Conv):
             inputs = inputs / jax.lax.optimization_barrier(jnp.ones((), inputs.dtype))
         out: jax.Array = super().__call__(inputs)
         return out
+
+
+class Sequential(nn.Module):
+    """Layers one after the other, f32[B, ...] -> what the last one gives: modules and plain functions, mixed freely.
+
+        Sequential((Conv(16, (3, 3)), nn.relu, Flatten(), nn.Dropout(0.5), nn.Dense(10)))
+
+    `train` goes to whatever takes it; what takes `deterministic` or `use_running_average` gets its opposite, when it
+    was not made with one.
+    """
+
+    layers: tuple[Callable[..., Any], ...]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        for layer in self.layers:
+            x = layer(x, **_told(layer, train))
+        return x
+
+
+def _told(layer: Callable[..., Any], train: bool) -> dict[str, bool]:
+    if not isinstance(layer, nn.Module):
+        return {}
+    takes = inspect.signature(type(layer).__call__).parameters
+    said = {"train": train, "deterministic": not train, "use_running_average": not train}
+    return {k: v for k, v in said.items() if k in takes and getattr(layer, k, None) is None}
+
+
+class Flatten(nn.Module):
+    """f32[B, ...] -> f32[B, N]."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x.reshape((x.shape[0], -1))

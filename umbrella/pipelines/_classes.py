@@ -167,7 +167,7 @@ def _curves(p: np.ndarray, y: np.ndarray, names: tuple[str, ...], kind: str) -> 
         k: _band(mean, half) for k, (_, _, mean, half) in zip(series, kept, strict=True) if np.isfinite(half).any()
     }
     some = f"; the {MOST_CURVES} with the least area of {len(found)}" if len(kept) < len(found) else ""
-    versus = "each class against the rest" if len(classes) > 1 else f"{names[1]} against {names[0]}"
+    versus = f"{names[1]} against {names[0]}" if p.shape[-1] == 2 else "each class against the rest"
     if kind == "roc":
         caption = f"ROC curves on test, {versus}{some}." + _over(len(p))
         return Curves(series, "false positive rate", "true positive rate", caption, bands)

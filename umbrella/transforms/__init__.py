@@ -24,7 +24,7 @@ from umbrella.transforms.augment import (
 )
 from umbrella.transforms.batch import binarise, cutmix, label_smoothing, mixup, pixels, reconstruct
 from umbrella.transforms.bound import importance_weighted
-from umbrella.transforms.penalty import l2
+from umbrella.transforms.penalty import l1, l2
 from umbrella.transforms.randaugment import randaugment
 from umbrella.transforms.reparam import lora
 from umbrella.transforms.sam import sam, sam_of_trainable
@@ -46,6 +46,7 @@ __all__ = [
     "fgsm",
     "flip",
     "importance_weighted",
+    "l1",
     "l2",
     "label_smoothing",
     "lora",
@@ -70,6 +71,7 @@ TABLE: dict[str, Callable[..., Transform]] = {
     "fgsm": fgsm_adversarial,
     "flip": flip,
     "importance_weighted": importance_weighted,
+    "l1": l1,
     "l2": l2,
     "label_smoothing": label_smoothing,
     "lora": lora,
