@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Two workers by default: a laptop's cores are shared, and each test process compiles with all the threads it finds.
 JOBS   ?= 2
 
-.PHONY: help venv vae test faults lint types format lock bench docs clean
+.PHONY: help venv vae test test-slow faults lint types format lock bench docs clean
 
 help:            ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -25,8 +25,11 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 vae: venv        ## train the variational autoencoder on handwritten digits; prints the path of its report
 	$(BIN)/python launch.py --config=configs/vae.py --workdir=runs/vae
 
-test: venv       ## every test, the notebooks included
-	$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal
+test: venv       ## the tests, the notebooks included
+	$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal -m "not slow"
+
+test-slow: venv  ## more of the same: every variant of every config, every law of every augmentation
+	$(BIN)/python -m pytest -n $(JOBS) --dist=worksteal -m slow
 
 faults: venv     ## inject faults by the thousand (about 15 minutes), and print what was lost
 	$(BIN)/python -m tests.faults

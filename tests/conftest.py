@@ -5,6 +5,9 @@ import os
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=2").strip()
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+# Nearly all the time of a test is spent in the compiler, for programs that run once: without LLVM's expensive passes it
+# is half of that. Set it to 0 to test what users run.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import shutil
 from pathlib import Path

@@ -1,5 +1,6 @@
 """Small problems, and comparisons to the bit, that several tests share."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from umbrella import losses, metrics
 from umbrella.models import VAE
@@ -99,3 +101,9 @@ def gap(a: Any, b: Any) -> float:
 
 def copy(tree: Any) -> Any:
     return tmap(jnp.copy, tree)
+
+
+def slow_but(cases: Iterable[str], first: Iterable[str]) -> list[Any]:
+    """The cases as parameters of a test, those that are not among the first marked slow: `make test-slow` runs them."""
+    quick = set(first)
+    return [c if c in quick else pytest.param(c, marks=pytest.mark.slow) for c in cases]

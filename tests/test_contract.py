@@ -29,6 +29,7 @@ from tests.helpers import (
     gap,
     pictures,
     rows,
+    slow_but,
     tmap,
 )
 from umbrella import losses, parallel, transforms
@@ -142,7 +143,15 @@ TABLE = {
     ),
 }
 NAMES = sorted(TABLE)
-every_row = pytest.mark.parametrize("name", NAMES)
+# Augmentations share their lift and their streams: the laws of one stand for those of the rest in `make test`.
+FIRST = tuple(n for n in NAMES if TABLE[n].batch is not photos or n == "flip")
+
+
+def of_rows(names: list[str]) -> Any:
+    return pytest.mark.parametrize("name", slow_but(names, FIRST))
+
+
+every_row = of_rows(NAMES)
 
 
 def step_of(objective: Objective, policy: Literal["skip", "halt"] = "skip") -> Step:
@@ -164,7 +173,7 @@ def test_the_table_has_every_technique() -> None:
     assert set(transforms.TABLE) <= covered
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if TABLE[n].zero is not None])
+@of_rows([n for n in NAMES if TABLE[n].zero is not None])
 def test_zero_strength_is_the_identity_to_the_bit(name: str) -> None:
     row = TABLE[name]
     base = row.objective()
@@ -181,7 +190,7 @@ def test_zero_strength_is_the_identity_to_the_bit(name: str) -> None:
     assert bits(aux.metrics["loss"], aux0.metrics["loss"])
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if TABLE[n].zero is not None and n != "lora"])
+@of_rows([n for n in NAMES if TABLE[n].zero is not None and n != "lora"])
 def test_full_strength_is_not_the_identity(name: str) -> None:
     """So that the law above is not kept by doing nothing. (LoRA starts as the identity: see test_transforms.)"""
     row = TABLE[name]
