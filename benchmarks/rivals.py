@@ -95,14 +95,18 @@ def torch_mlp(arrays: dict[str, np.ndarray], batch: int, scale: float) -> Segmen
     x = torch.from_numpy(arrays["x"].reshape(len(arrays["x"]), -1).astype(np.float32) / scale)
     y = torch.from_numpy(arrays["y"].astype(np.int64))
     net = _torch_net(torch)
-    optimiser = torch.optim.Adam(net.parameters(), 1e-3)
-    order = indices(len(x), batch)
+    return _torch_segment(torch, net, torch.optim.Adam(net.parameters(), 1e-3), lambda idx: x[idx], y, batch)
+
+
+def _torch_segment(torch: Any, net: Any, optimiser: Any, rows: Callable[[Any], Any], y: Any, batch: int) -> Segment:
+    """Steps of cross-entropy, of rows(indices) and their labels, in a shuffled order."""
+    order = indices(len(y), batch)
 
     def segment(steps: int) -> float:
         began = time.perf_counter()
         for _ in range(steps):
             idx = torch.from_numpy(next(order)).long()
-            loss = torch.nn.functional.cross_entropy(net(x[idx]), y[idx])
+            loss = torch.nn.functional.cross_entropy(net(rows(idx)), y[idx])
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -177,22 +181,11 @@ def torch_images(arrays: dict[str, np.ndarray], batch: int, name: str) -> Segmen
     x = torch.from_numpy(np.ascontiguousarray(arrays["x"].transpose(0, 3, 1, 2)))  # bytes, as ours
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.from_numpy(arrays["y"].astype(np.int64))
-    optimiser = torch.optim.SGD(net.parameters(), 0.01, momentum=0.9)
-    order = indices(len(x), batch)
 
-    def segment(steps: int) -> float:
-        began = time.perf_counter()
-        for _ in range(steps):
-            idx = torch.from_numpy(next(order)).long()
-            rows = x[idx].float().mul_(1 / 255).contiguous(memory_format=torch.channels_last)
-            loss = torch.nn.functional.cross_entropy(net(rows), y[idx])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-        loss.item()
-        return (time.perf_counter() - began) / steps
+    def rows(idx: Any) -> Any:
+        return x[idx].float().mul_(1 / 255).contiguous(memory_format=torch.channels_last)
 
-    return segment
+    return _torch_segment(torch, net, torch.optim.SGD(net.parameters(), 0.01, momentum=0.9), rows, y, batch)
 
 
 def _torch_lenet(torch: Any) -> Any:

@@ -21,6 +21,8 @@ from umbrella.transforms.augment import grey, mixed, turned
 from umbrella.transforms.randaugment import OPERATIONS, operated
 from umbrella.transforms.warp import affined, displaced, smoothed
 
+pytestmark = pytest.mark.slow
+
 R = np.random.default_rng(0)
 PHOTO = R.random((9, 12, 3)).astype(np.float32)
 MANY = R.random((6, 9, 12, 3)).astype(np.float32)

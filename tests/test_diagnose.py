@@ -46,6 +46,7 @@ def test_a_spread_as_large_as_the_gain_is_no_gain() -> None:
     assert "would bring little" in told[0]
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "small.py"
     base = vision(train_for="3 epochs", model=dict(name="mlp", hidden=(16, 8)))

@@ -18,6 +18,8 @@ from umbrella.models.layers import ACTIVATIONS, DropPath, initializer, normalise
 from umbrella.models.resnet import DEPTHS, ResNet
 from umbrella.objective import Ctx, supervised
 
+pytestmark = pytest.mark.slow
+
 
 def init(model: nn.Module, *shape: int, seed: int = 0) -> Any:
     return jax.jit(lambda: model.init({"params": jax.random.key(seed)}, jnp.zeros(shape), train=False))()

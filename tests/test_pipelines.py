@@ -426,6 +426,7 @@ def test_the_rivals_are_those_that_the_config_names(tmp_path: Path, capsys: pyte
     assert "nearest centroid" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_softmax_regression_finds_scikit_learns_coefficients(tmp_path: Path) -> None:
     """configs/softmax.py with the whole of train as its batch, until nothing moves. scikit-learn minimises
     C * the sum of losses + |W|^2 / 2, so its C is 1 / (n * weight); neither penalises the biases. Softmax leaves a

@@ -119,6 +119,7 @@ def test_F28_an_infinite_gradient_of_a_finite_loss(policy: str, tmp_path: Path, 
         assert bits(before, after)
 
 
+@pytest.mark.slow
 def test_F29_nan_on_one_device_of_several(tmp_path: Path, run_of: Any) -> None:
     """The last row of the batch lies on the last device; all of them skip, and hold the same parameters after it."""
     assert jax.device_count() > 1

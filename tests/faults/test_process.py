@@ -83,6 +83,7 @@ def long_run(workdir: Path, steps: int, devices: int = 1) -> dict[int, tuple[flo
     return {int(step): tuple(v) for step, v in json.loads(done.stdout).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_F64_ten_thousand_steps_compile_nothing_and_take_no_memory(tmp_path: Path) -> None:
     """From step 2,000 on, when everything has happened once: an evaluation, saves, a save that retires an older one."""
