@@ -69,6 +69,7 @@ def test_noise_is_on_train_alone_and_has_the_size_that_was_asked_for() -> None:
     assert noisy.fingerprint != other.fingerprint and clean.fingerprint != noisy.fingerprint
 
 
+@pytest.mark.slow
 def test_the_step_is_learnt_to_a_thousandth(tmp_path: Path) -> None:
     """A batch is the one image, twice: the tests run on two devices."""
     r = um.run(config("step", batch_size=2), workdir=tmp_path, quiet=True)

@@ -25,6 +25,7 @@ def trained(tmp_path: Path, name: str, **more: Any) -> um.runs.Result:
     return um.run(config, workdir=tmp_path / name, quiet=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["own", "shared"])
 @pytest.mark.parametrize("seeds", [2, 3])  # on two devices: dealt out; cut by rows
 def test_in_turn_and_side_by_side_are_the_same_runs(tmp_path: Path, order: str, seeds: int) -> None:
@@ -33,6 +34,7 @@ def test_in_turn_and_side_by_side_are_the_same_runs(tmp_path: Path, order: str, 
     assert a.history[-1]["accuracy"] == pytest.approx(b.history[-1]["accuracy"])
 
 
+@pytest.mark.slow
 @two_devices
 @pytest.mark.parametrize("how", ["vmap", "unroll"])
 def test_each_device_has_its_own_seeds_and_none_waits_for_another(tmp_path: Path, how: str) -> None:

@@ -253,6 +253,7 @@ def test_F01_a_resume_that_is_not_exact_is_found(monkeypatch: pytest.MonkeyPatch
     shutil.rmtree(verdict.folder)
 
 
+@pytest.mark.slow
 def test_F02_killed_between_the_commit_and_the_manifest(tmp_path: Path, whole: um.Result) -> None:
     """Orbax has committed step 20, and there it ends: the step is none, is told of, and is made again."""
     code = f"""
