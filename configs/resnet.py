@@ -16,11 +16,13 @@ def get_config(variant: str = "cifar10") -> ConfigDict:
     c.data = dict(name=variant)
     c.model = dict(name="resnet", depth=20)
     c.optimizer = dict(name="sgd", learning_rate=0.1, momentum=0.9, nesterov=True, schedule="cosine", warmup="5%")
-    c.optimizer.weight_decay = 1e-4
+    # The paper's decay of 1e-4 goes through the momentum, which makes it 1 / (1 - .9) times as much.
+    c.optimizer.weight_decay = 1e-3
     c.batch_size = 128
     c.seed = 0
     c.seeds = 1
-    c.techniques = ()
+    c.techniques = {"digits": (), "mnist": ("crop",), "cifar10": ("flip", "crop")}[variant]
+    c.crop = dict(pad=4 if variant == "cifar10" else 2, mode="zero")
     c.evals = dict(test=())
     c.ema = 0.0
     c.train_for = {"digits": "10 epochs", "mnist": "2 epochs", "cifar10": "8 epochs"}[variant]

@@ -16,7 +16,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 PAGE = HERE / "results.md"
 MARKS = ("<!-- results -->", "<!-- /results -->")
-SHOWN = ("negative_elbo", "nll", "bits_per_dim", "accuracy", "loss")
+SHOWN = ("negative_elbo", "nll", "bits_per_dim", "accuracy", "loss", "loss_at_temperature", "ece", "ece_at_temperature")
 
 
 def main(argv: list[str]) -> int:
@@ -77,11 +77,13 @@ def section(name: str, runs: list[dict[str, Any]]) -> str:
         if evaluation in ("train_eval", "validation"):
             continue
         shown = set(metrics) & set(SHOWN)
-        for metric in sorted(shown - {"loss"} or shown, key=SHOWN.index):
+        if "negative_elbo" in shown:
+            shown -= {"loss"}  # which is the same
+        for metric in sorted(shown, key=SHOWN.index):
             values = [v for r in runs for v in _values(r["metrics"][evaluation][metric])]
             rivals = "; ".join(f"{b} {v[metric]:.4g}" for b, v in first["baselines"].items() if metric in v)
             sd = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
-            digits = 4 if metric == "accuracy" else 2
+            digits = 2 if abs(np.mean(values)) > 2 else 4
             beside = rivals if evaluation == "test" else ""
             lines.append(f"| {evaluation} | {metric} | {np.mean(values):.{digits}f}{sd} | {len(values)} | {beside} |")
     return "\n".join(lines)

@@ -433,10 +433,10 @@ def test_every_operation_has_a_test() -> None:
 
 @pytest.mark.parametrize("name", sorted(set(OPERATIONS) - {"autocontrast"}))
 def test_no_magnitude_is_no_operation(name: str) -> None:
-    got = operate(name, 1.0, 0.0)
-    if name == "solarize":  # above 1 - 0, which only a white pixel is not below
-        assert BYTES.max() < 255
-    np.testing.assert_allclose(got, BYTES.astype(np.float32) / 255, atol=1e-6)
+    """Also on pixels that are black or white."""
+    x = np.concatenate([BYTES, np.zeros_like(BYTES), np.full_like(BYTES, 255)]).astype(np.float32) / 255
+    got = operated(jnp.asarray(x), jnp.int32(OPERATIONS.index(name)), jnp.float32(1.0), 0.0)
+    np.testing.assert_allclose(got, x, atol=1e-6)
 
 
 def test_randaugment_draws_every_operation_alike() -> None:

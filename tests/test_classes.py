@@ -70,7 +70,12 @@ def test_curves_pass_through_the_points_of_scikit_learn() -> None:
     x, y = roc.series[f"c (area {sk.roc_auc_score(test.y == 2, p[:, 2]):.4f})"]
     at = 0.25  # on the grid: what the highest threshold there reaches
     assert y[x == at][0] == pytest.approx(np.interp(at, *(v[np.append(np.diff(fpr) > 0, True)] for v in (fpr, tpr))))
-    assert f"c (average precision {sk.average_precision_score(test.y == 2, p[:, 2]):.4f})" in pr.series
+    average = sk.average_precision_score(test.y == 2, p[:, 2])
+    x, y = pr.series[f"c (average precision {average:.4f})"]
+    precision, recall, _ = sk.precision_recall_curve(test.y == 2, p[:, 2])
+    for at in (0.25, 0.6, 1.0):  # of the highest threshold that reaches this recall
+        assert y[x == at][0] == pytest.approx(precision[recall >= at][-1])
+    assert abs(np.mean(y[1:]) - average) < 0.01  # the area that is drawn is the one that is told
     assert roc.bands == {}
 
 

@@ -144,7 +144,8 @@ TABLE = {
 }
 NAMES = sorted(TABLE)
 # Augmentations share their lift and their streams, attacks their steps: in `make test` the laws of one stand for all.
-FIRST = tuple(n for n in NAMES if n == "flip" or not (TABLE[n].batch is photos or n.startswith("pgd_")))
+LATER = ("l1", "importance_weighted", "fgsm")  # which have a near relative among the first
+FIRST = tuple(n for n in NAMES if n == "flip" or not (TABLE[n].batch is photos or n.startswith("pgd_") or n in LATER))
 
 
 def of_rows(names: list[str]) -> Any:
@@ -433,3 +434,9 @@ def test_repeat_is_a_scan_of_the_step() -> None:
     one, _ = jax.jit(lambda t, i: step.apply(t, rows(), context().fork("repeat", i)))(ts, jnp.int32(0))
     two, _ = jax.jit(lambda t, i: step.apply(t, rows(), context().fork("repeat", i)))(one, jnp.int32(1))
     assert gap(twice, two) < 1e-6
+
+
+def test_what_an_evaluation_would_not_notice_is_listed() -> None:
+    for name in set(TABLE) & set(transforms.TABLE):
+        assert (TABLE[name].eval == "inert") == (name in transforms.TRAINING_ONLY), name
+    assert set(transforms.TRAINING_ONLY) <= set(transforms.TABLE)

@@ -15,6 +15,7 @@ from umbrella.models import Flatten, Sequential, layers
 from umbrella.models.cnn import CNN, LeNet
 from umbrella.models.fast import CifarFast, Whitening, as_identity, whitening
 from umbrella.models.layers import ACTIVATIONS, DropPath, initializer, normalise
+from umbrella.models.mlp import MLP
 from umbrella.models.resnet import DEPTHS, ResNet
 from umbrella.objective import Ctx, supervised
 
@@ -136,6 +137,25 @@ def test_lenet_is_a_correlation_a_mean_and_matrices() -> None:
 def test_lenet_refuses_images_that_are_too_small() -> None:
     with pytest.raises(ValueError, match="8 x 8: LeNet needs sides of at least 12"):
         init(LeNet(out=10), 1, 8, 8, 1)
+
+
+def test_a_plain_network_has_no_use_for_what_is_about_shortcuts() -> None:
+    """Its branches would be all that there is: starting at zero it would stay there."""
+    for more in (dict(residual=False, zero=True), dict(residual=False, stochastic_depth=0.1)):
+        with pytest.raises(ValueError, match="beside a shortcut"):
+            ResNet(out=2, **more)
+    with pytest.raises(ValueError, match="norm is 'none'"):
+        ResNet(out=2, zero=True, norm="none")
+    assert count(ResNet(out=10, depth=56), 1, 32, 32, 3) == count(
+        ResNet(out=10, depth=56, residual=False), 1, 32, 32, 3
+    )
+
+
+def test_mirroring_in_evaluation_leaves_training_alone() -> None:
+    """What whitens is measured on the images, not on their mirror images too."""
+    x = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+    one, two = (CifarFast(out=3, widths=(4,), mirror=m).init(jax.random.key(0), x, train=False) for m in (False, True))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
 def test_a_shortcut_without_parameters_drops_rows_and_pads_channels() -> None:
@@ -283,8 +303,24 @@ def test_batch_norm_averages_what_it_saw() -> None:
 def test_an_unknown_norm_is_refused() -> None:
     with pytest.raises(ValueError, match="norm: 'bn' is not one of the choices"):
         Normalise("bn").init(jax.random.key(0), X, train=True)
-    with pytest.raises(ValueError, match="needs positions"):
-        Normalise("instance").init(jax.random.key(0), X[:, 0, 0], train=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [("instance", (2, 8)), ("instance", (2, 1, 1, 8)), ("layer", (2, 3, 3, 1)), ("group", (2, 1))]
+)
+def test_a_norm_of_single_numbers_is_refused(kind: str, shape: tuple[int, ...]) -> None:
+    """Every number minus itself: whatever goes in, zeros come out."""
+    with pytest.raises(ValueError, match=f"norm '{kind}' has nothing to take a mean over"):
+        Normalise(kind).init(jax.random.key(0), jnp.ones(shape), train=True)
+
+
+@pytest.mark.parametrize("width", [8, 16, 32, 48, 64])
+def test_groups_of_rows_without_positions_let_the_input_through(width: int) -> None:
+    """Groups of one channel would give zeros, of two +-1 and nothing else."""
+    model = MLP(out=3, hidden=(width,), norm="group")
+    x = jax.random.normal(jax.random.key(1), (50, 4))
+    out = model.apply(model.init(jax.random.key(0), x, train=False), x, train=False)
+    assert len(np.unique(np.asarray(out).round(5), axis=0)) == 50
 
 
 # --------------------------------------------------------------------------------------------------------- initialisers

@@ -151,3 +151,13 @@ def test_patience_for_nothing_is_refused() -> None:
     ):
         with pytest.raises(SettingsError, match=word):
             um.pipelines.build(vision(patience="3 epochs", **more))
+
+
+def test_what_is_measured_at_initialisation_is_measured_on_the_lane_s_own_batch(tmp_path: Path) -> None:
+    """A whitening that is not trained: from another seed's batch the lane would never be the run alone."""
+    more = dict(model=dict(name="cifar_fast", widths=(4,)), train_for="1 steps", evals={}, baselines=False)
+    two = trained(tmp_path, "two", seeds=2, **more).ts.state["model"]["whitening"]["whitening"]
+    alone = trained(tmp_path, "alone", seed=1, **more).ts.state["model"]["whitening"]["whitening"]
+    for name in ("mean", "std"):
+        np.testing.assert_allclose(two[name][1], alone[name], rtol=1e-5)
+        assert gap(two[name][0], alone[name]) > 1e-4

@@ -239,10 +239,6 @@ def test_techniques_that_leave_the_parameters_alone_may_be_in_both() -> None:
             dict(techniques=("small",), small=dict(technique="lora", rank=2, scope="modle")),
             "config.small.scope: the parameters have no scope 'modle' (did you mean 'model'?)",
         ),
-        (
-            dict(evals=dict(test=("l2",)), l2=dict(weight=0.1, scope="modle")),
-            "config.l2.scope: the parameters have no scope 'modle' (did you mean 'model'?)",
-        ),
         (dict(techniques=("lora", "lora"), lora=dict(rank=2)), "config.techniques: lora is there already"),
         (dict(evals=dict(test=("lora", "lora")), lora=dict(rank=2)), "config.evals.test: lora is there already"),
     ],
@@ -271,7 +267,6 @@ def test_a_scope_that_another_technique_makes_is_one() -> None:
     """On either side: what is to the left of lora and what is to its right see both scopes."""
     for order in itertools.permutations(("lora", "l2")):
         config = vision(techniques=order, lora=dict(rank=2), l2=dict(weight=0.1, scope="lora"), trainable=("lora",))
-        config |= dict(evals=dict(test=("l2",)))  # inert there, and no mistake
         assert pipelines.build(config).evals.keys() == {"train_eval", "validation", "test"}
 
 
@@ -477,3 +472,22 @@ def test_a_number_where_a_tuple_of_numbers_is_wanted() -> None:
     assert refused(vision(model=dict(name="mlp", hidden=8))) == (
         "config.model.hidden: 8 is int, wanted a tuple such as (8,)"
     )
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            dict(evals=dict(shifted=("crop",)), crop=dict(pad=1)),
+            "config.evals.shifted: 'crop' acts in training only",
+        ),
+        (
+            dict(techniques=("flip", "again"), again=dict(technique="flip")),
+            "config.techniques: 'again' would draw what 'flip' draws",
+        ),
+        (dict(swa_from="9 epochs", train_for="2 epochs"), "config.swa_from: '9 epochs' is step"),
+    ],
+)
+def test_what_would_do_nothing_is_refused(more: dict[str, Any], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        pipelines.build(vision(**more))

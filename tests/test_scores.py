@@ -159,6 +159,15 @@ def test_calibration_by_hand() -> None:
     assert got.worst() == pytest.approx(0.4)
 
 
+def test_where_every_row_is_right_there_is_no_temperature() -> None:
+    """The loss falls without end as T goes to 0."""
+    z = np.random.default_rng(0).normal(size=(50, 4))
+    assert np.isnan(scores.temperature(z, z.argmax(-1)))
+    y = z.argmax(-1)
+    y[0] = z[0].argmin()
+    assert 0.01 < scores.temperature(z, y) < 100
+
+
 def test_a_temperature_is_found_again() -> None:
     """Labels drawn from softmax(z) and logits 3 z: the best T is 3, but for sampling; SciPy's on 1/T agrees."""
     r = np.random.default_rng(0)

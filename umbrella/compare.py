@@ -29,13 +29,16 @@ class Line(NamedTuple):
     high: float
     p: float
     test: str  # what gave p: "paired t", "Welch", "McNemar" or ""
+    why: str = ""  # there is no test
 
     @property
     def verdict(self) -> str:
         """Which is better, as far as this can be said."""
         way = direction(self.metric)
         if not self.test:
-            return "one seed each: nothing can be said"
+            return f"{self.why}: nothing can be said"
+        if not np.isfinite(self.p):
+            return "no spread between seeds: nothing can be said"
         if not self.p < SURE:
             return "no difference shown"
         if not way:
@@ -47,7 +50,8 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[Line]:
     """Every metric that both runs have, from their summary.json.
 
     Runs of the same seeds are paired seed by seed (Student's paired t); of other seeds, Welch's t. With one seed each
-    accuracy is compared row by row (McNemar's exact test) when both runs kept their rows.
+    accuracy is compared row by row (McNemar's exact test) when both runs kept their rows. What is not the same
+    evaluation in both, such as of other held-out rows or under another attack, is shown and not tested.
 
     Raises:
       SettingsError: a folder is no finished run, or the two did not see the same data.
@@ -57,7 +61,8 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[Line]:
         raise SettingsError(
             f"{a} and {b}: are of different data ({_data(one)}; {_data(two)}), so nothing compares them"
         )
-    paired = _seeds(Path(a)) == _seeds(Path(b))
+    configs = [_config(Path(p)) for p in (a, b)]
+    first, second = (tuple(c["seed"] + k for k in range(c["seeds"])) for c in configs)
     out = []
     for evaluation, metrics in one["metrics"].items():
         for metric, value in metrics.items():
@@ -65,8 +70,11 @@ def compare(a: str | os.PathLike[str], b: str | os.PathLike[str]) -> list[Line]:
             if other is None or value is None:
                 continue
             x, y = _values(value), _values(other)
-            line = _line(evaluation, metric, x, y, paired)
-            if not line.test and (evaluation, metric) == ("test", "accuracy"):
+            if _defined(evaluation, configs[0]) != _defined(evaluation, configs[1]):
+                line = _untested(evaluation, metric, x, y, "not the same evaluation")
+            else:
+                line = _line(evaluation, metric, x, y, first == second)
+            if len(x) == len(y) == len(first) == len(second) == 1 and (evaluation, metric) == ("test", "accuracy"):
                 line = _by_rows(line, Path(a), Path(b))
             out.append(line)
     return out
@@ -83,21 +91,37 @@ def told(lines: list[Line], a: str, b: str) -> str:
         )
     width = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     body = ["  ".join(cell.ljust(w) for cell, w in zip(row, width, strict=True)).rstrip() for row in rows]
-    note = f"A difference is called one when p < {SURE:g}; of {len(lines)} metrics, chance alone makes that of "
-    return "\n".join([f"A  {a}", f"B  {b}", "", *body, "", f"{note}{SURE * len(lines):.1g}."])
+    tested = sum(bool(line.test) for line in lines)
+    note = f"A difference is called one when p < {SURE:g}; of {tested} tests, chance alone makes that of "
+    return "\n".join([f"A  {a}", f"B  {b}", "", *body, "", f"{note}{SURE * tested:.2g}."])
+
+
+def _defined(evaluation: str, config: Mapping[str, Any]) -> Any:
+    """What an evaluation of a run is of: rows, and what is done to them."""
+    if evaluation in ("train_eval", "validation"):
+        return config.get("data")
+    names = (config.get("evals") or {}).get(evaluation) or ()
+    return [(name, config.get(name)) for name in names]
 
 
 def _line(evaluation: str, metric: str, x: np.ndarray, y: np.ndarray, paired: bool) -> Line:
     if len(x) > 1 and len(x) == len(y) and paired:
         t = scores.paired(x, y)
         return Line(evaluation, metric, x.mean(), y.mean(), t["low"], t["high"], t["p"], "paired t")
-    if len(x) > 1 and len(y) > 1 and (x.std() > 0 or y.std() > 0):
+    finite = [v[np.isfinite(v)] for v in (x, y)]
+    if min(map(len, finite)) > 1 and max(v.std() for v in finite) > 0:
         from scipy import stats
 
+        x, y = finite
         found = stats.ttest_ind(x, y, equal_var=False)
         interval = found.confidence_interval()
         return Line(evaluation, metric, x.mean(), y.mean(), interval.low, interval.high, float(found.pvalue), "Welch")
-    return Line(evaluation, metric, x.mean(), y.mean(), np.nan, np.nan, np.nan, "")
+    why = "one seed each" if len(x) == len(y) == 1 else "too few seeds, or no spread between them"
+    return _untested(evaluation, metric, x, y, why)
+
+
+def _untested(evaluation: str, metric: str, x: np.ndarray, y: np.ndarray, why: str) -> Line:
+    return Line(evaluation, metric, x.mean(), y.mean(), np.nan, np.nan, np.nan, "", why)
 
 
 def _by_rows(line: Line, a: Path, b: Path) -> Line:
@@ -132,10 +156,11 @@ def _summary(path: Path) -> dict[str, Any]:
     return found
 
 
-def _seeds(path: Path) -> tuple[Any, ...]:
+def _config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads((path / "config.json").read_text())
-        return tuple(config["seed"] + k for k in range(config["seeds"]))
+        config: dict[str, Any] = json.loads((path / "config.json").read_text())
+        config["seed"] + config["seeds"]
+        return config
     except (OSError, ValueError, KeyError, TypeError):
         raise SettingsError(f"{path}: its config.json is missing or damaged") from None
 

@@ -36,7 +36,7 @@ class RunSettings:
     keep_checkpoints: Count = 3  # the last so many
     keep_every: Cadence = "never"  # and those at this cadence, for good
     keep_best: str | None = None  # and the one that is best by this validation metric
-    patience: Cadence = "never"  # stops when that metric has not improved for so long; the best state is the result
+    patience: Cadence = "never"  # stops when its mean over seeds has not improved for so long; the best state stays
     steps_per_call: Count | None = None  # of the compiled program; chosen by the size of a step when None
     eval_batch_size: Count | None = None  # batch_size when None
     workers: Natural = 2  # processes that read a set that does not lie in memory

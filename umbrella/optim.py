@@ -35,7 +35,7 @@ def sgd(*, momentum: Fraction = 0.0, nesterov: bool = False) -> optax.GradientTr
     return optax.trace(momentum, nesterov=nesterov) if momentum else optax.identity()
 
 
-def rmsprop(*, b2: Fraction = 0.999, epsilon: Positive = 1e-8) -> optax.GradientTransformation:
+def rmsprop(*, b2: Fraction = 0.9, epsilon: Positive = 1e-8) -> optax.GradientTransformation:
     """Source: Tieleman and Hinton 2012, lecture 6.5; b2 is the decay of the mean square."""
     return optax.scale_by_rms(decay=b2, eps=epsilon)
 

@@ -264,12 +264,19 @@ class Session:
 
     def _create(self, resident: Any) -> TrainState:
         ex = self.experiment
+
+        def one(key: jax.Array, slot: Any) -> TrainState:
+            return create(ex.init, ex.step, key, ex.train_data.fetch(resident, slot), ex.frozen)
+
         slot = ex.train_data.slot(self.seeds[0], 0)
-        batch = ex.train_data.fetch(resident, slot)
         if self.lanes is None:
-            return create(ex.init, ex.step, jax.random.key(self.seeds[0]), batch, ex.frozen)
+            return one(jax.random.key(self.seeds[0]), slot)
         keys = jax.vmap(jax.random.key)(np.asarray(self.seeds, np.uint32))
-        return jax.vmap(lambda key: create(ex.init, ex.step, key, batch, ex.frozen))(keys)
+        if self.experiment.run.order == "shared":
+            return jax.vmap(one, (0, None))(keys, slot)
+        # What is measured at initialisation, a whitening say, is measured on the batch that the run alone would see.
+        slots = [slot, *(ex.train_data.slot(seed, 0) for seed in self.seeds[1:])]
+        return jax.vmap(one)(keys, jax.tree.map(lambda *rows: np.stack(rows), *slots))
 
     def _graft(self, ts: TrainState, other: Path) -> TrainState:
         try:

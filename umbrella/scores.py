@@ -175,13 +175,16 @@ def temperature(logits: ArrayLike, y: ArrayLike) -> float:
     """The T > 0 for which softmax(logits / T) has the least log loss (Guo et al. 2017, section 4.2).
 
     Fit it on rows that neither trained nor test the model. The order of the classes does not change, so neither does
-    the accuracy. The loss is convex in 1 / T; T is looked for between 1/100 and 100.
+    the accuracy. The loss is convex in 1 / T; T is looked for between 1/100 and 100. NaN when every row is right: the
+    smaller T the better then, without end, and nothing could be less sure of a row that is wrong.
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 
     z, labels = np.asarray(logits, np.float64), np.asarray(y)
     own = z[np.arange(len(z)), labels]
+    if (own >= z.max(-1)).all():
+        return float("nan")
 
     def loss(log_t: float) -> float:
         return _mean(logsumexp(z * np.exp(-log_t), axis=-1) - own * np.exp(-log_t))
@@ -255,16 +258,19 @@ def paired(a: ArrayLike, b: ArrayLike) -> dict[str, float]:
     """Student's paired test of a, b f[K], matched run by run: does a - b differ from 0?
 
     Returns:
-      difference, low, high (its 95 % confidence interval), p (two-sided); NaN where K < 2. When all differences are
-      equal, p is 1 for no difference and 0 for any.
+      difference, low, high (its 95 % confidence interval), p (two-sided), of the runs where both are finite; NaN of
+      fewer than two. When all differences are equal, p is 1 for no difference and NaN for any: without a spread
+      nothing says how large it would be next time.
     """
     from scipy import stats
 
-    d = np.asarray(a, np.float64) - np.asarray(b, np.float64)
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    kept = np.isfinite(x) & np.isfinite(y)
+    d = x[kept] - y[kept]
     mean, half = (float(v) for v in interval(d))
     spread = d.std(ddof=1) if len(d) > 1 else np.nan
-    if spread == 0:
-        p = float(mean == 0)
+    if spread <= 1e-12 * np.abs(np.concatenate([x[kept], y[kept]])).max(initial=0.0):  # nothing but rounding
+        p, half = (1.0, 0.0) if mean == 0 else (float("nan"), float("nan"))
     else:
         p = float(2 * stats.t.sf(abs(mean) / (spread / np.sqrt(len(d))), len(d) - 1)) if len(d) > 1 else np.nan
     return {"difference": mean, "low": mean - half, "high": mean + half, "p": p}

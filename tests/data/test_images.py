@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import stat
 
 import numpy as np
@@ -180,6 +181,21 @@ def test_shares_are_off_by_less_than_one_example(share):
     assert len(rows) == round(500 * share) == len(set(rows.tolist()))
     taken, there = np.bincount(y[rows], minlength=7), np.bincount(y)
     assert (np.abs(taken - there * share) < 1).all()
+
+
+def test_a_rare_class_keeps_a_row_where_every_class_must():
+    """Of 204 rows 20: 200 / 204 of them is 19.6, so the four of class 1 get .4, which is none."""
+    y = np.r_[np.zeros(200, int), np.ones(4, int)]
+    assert np.bincount(y[held_out(y, 204, 20 / 204, (0,))], minlength=2).tolist() == [20, 0]
+    assert np.bincount(y[held_out(y, 204, 20 / 204, (0,), least=1)]).tolist() == [19, 1]
+    assert len(held_out(np.arange(9), 9, 2 / 9, (0,), least=1)) == 2  # more classes than rows
+
+
+def test_two_folders_of_one_split_are_refused(folder):
+    for name in ("train", "val", "validation"):
+        shutil.copytree(folder, folder.parent / "both" / name)
+    with pytest.raises(SettingsError, match="val, validation: two of these are the same split"):
+        load(name="both", path=str(folder.parent / "both"))
 
 
 @pytest.mark.parametrize("validation", [-0.1, 1.0, 2])

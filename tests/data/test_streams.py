@@ -197,3 +197,10 @@ def test_the_import_is_cheap():
     root = pathlib.Path(__file__).parents[2]
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=root)
     assert out.stdout.strip() == "[]", out.stdout + out.stderr
+
+
+def test_an_example_drawn_twice_has_one_name():
+    data = in_memory(source(10), 5, resample=True, named=True)
+    for step in range(4):
+        slot = data.slot(3, step)
+        np.testing.assert_array_equal(slot["id"], slot["idx"])

@@ -221,7 +221,7 @@ def test_F01_kill_9_in_the_middle_of_saves(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
-@pytest.mark.parametrize("name", ["vae.py", "mlp.py"])
+@pytest.mark.parametrize("name", ["vae.py", pytest.param("mlp.py", marks=pytest.mark.slow)])
 def test_F01_a_run_killed_and_resumed_is_the_run_that_was_never_stopped(name: str) -> None:
     """In three processes, with whatever the config has: dropout, averages, binarisation. See umbrella/verify.py."""
     told = []
@@ -279,7 +279,9 @@ um.run({config()!r}, workdir={str(tmp_path / "w")!r}, quiet=True)
     assert manifest.survey(there).steps[-1] == 40 and not (there / "20.corrupt").exists()
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signum", "status"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+)
 def test_F03_a_signal_saves_and_says_so_and_the_run_can_be_resumed(signum: int, status: int, tmp_path: Path) -> None:
     work = tmp_path / "w"
     args = [sys.executable, "launch.py", f"--config={ROOT}/configs/vae.py", f"--workdir={work}"]

@@ -26,9 +26,12 @@ def read(root: pathlib.Path, *, size: int | None, in_memory: bool | None, cache:
 
     Raises:
       SettingsError: no image, an empty class folder, a class that train does not have, an image that cannot be read, is
-        of another size (and `size` is None) or in colour where the first is grey.
+        of another size (and `size` is None) or in colour where the first is grey; two folders of one split.
     """
     parts = {SPLITS[p.name]: p for p in _folders(root) if p.name in SPLITS and not any(map(_is_image, p.iterdir()))}
+    named = [p.name for p in _folders(root) if p.name in SPLITS]
+    if "train" in parts and len(named) > len({SPLITS[name] for name in named}):
+        raise SettingsError(f"{root}: {', '.join(sorted(named))}: two of these are the same split; leave one out")
     parts = parts if "train" in parts else {"train": root}
     classes = tuple(p.name for p in _folders(parts["train"]))
     listed = {split: _listing(p, classes) for split, p in parts.items()}

@@ -54,7 +54,7 @@ def load(
     train, held, test = carve(found, validation=validation, split_seed=split_seed)
     if rows is not None and rows < len(train):
         labels = train.column("y") if found.info["classes"] and len(train) < PLAIN else None
-        train = take(train, held_out(labels, len(train), rows / len(train), (split_seed, 5)))
+        train = take(train, held_out(labels, len(train), rows / len(train), (split_seed, 5), least=1))
     if path is not None and not prepared.is_prepared(name, pathlib.Path(path).expanduser()):
         name = path  # the file or folder itself: what a config has for a name says nothing of it
     return Dataset(name, found.source, found.fingerprint, train, held, test, found.info)

@@ -108,7 +108,7 @@ def sample(n: int, count: int) -> np.ndarray:
     >>> sample(3, 5).tolist(), len(sample(1000, 5))
     ([0, 1, 2], 5)
     """
-    return np.sort(np.random.default_rng([0, 3]).permutation(n)[:count])  # splits draw from [0, 1] and [seed, 2]
+    return np.sort(np.random.default_rng([0, 3, n]).permutation(n)[:count])  # epochs draw from two numbers
 
 
 class Found(NamedTuple):

@@ -34,13 +34,14 @@ def carve(found: Found, *, validation: float, split_seed: int) -> tuple[Source, 
     return train, held, test
 
 
-def held_out(y: np.ndarray | None, n: int, share: float, seed: tuple[int, ...]) -> np.ndarray:
+def held_out(y: np.ndarray | None, n: int, share: float, seed: tuple[int, ...], *, least: int = 0) -> np.ndarray:
     """The sorted rows i64[round(n * share)] to hold out, at least one when share > 0.
 
     With labels every class gives its share, by largest remainders: no class is off by a whole example or more.
 
     Args:
       y: i32[n] labels, or None to draw from all rows alike.
+      least: of every class at least so many, or all that there are, at the cost of the largest classes.
 
     >>> y = np.array([0, 0, 0, 0, 1, 1, 1, 1])
     >>> y[held_out(y, 8, 0.5, (0,))].tolist()
@@ -54,6 +55,11 @@ def held_out(y: np.ndarray | None, n: int, share: float, seed: tuple[int, ...]) 
     exact = np.array([len(g) * total / n for g in groups])
     counts = np.floor(exact).astype(int)
     counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
+    floor = np.minimum([len(g) for g in groups], least)
+    for c in np.flatnonzero(counts < floor):
+        while counts[c] < floor[c] and (counts > floor).any():
+            counts[np.argmax(np.where(counts > floor, counts, -1))] -= 1
+            counts[c] += 1
     return np.sort(np.concatenate([rng.permutation(g)[:c] for g, c in zip(groups, counts, strict=True)]))
 
 

@@ -52,7 +52,7 @@ def in_memory(source: Source, batch_size: int, *, resample: bool = False, named:
         raise SettingsError(
             "this set is read lazily and does not lie in memory: use streaming, or load(in_memory=True)"
         )
-    slot = _slot(_Indices(len(source), batch_size, resample), len(source), batch_size, named)
+    slot = _slot(_Indices(len(source), batch_size, resample), len(source), batch_size, resample=resample, named=named)
 
     def stream(seeds: tuple[int, ...], start: int, stop: int) -> Generator[Slot, None, None]:
         return (_stacked(slot, seeds, step) for step in range(start, stop))
@@ -78,7 +78,7 @@ def streaming(
     _check(source, batch_size)
     if workers < 0:
         raise SettingsError(f"workers={workers}: must be >= 0")
-    slot = _slot(_Batch(source, batch_size, resample), len(source), batch_size, named)
+    slot = _slot(_Batch(source, batch_size, resample), len(source), batch_size, resample=resample, named=named)
 
     def stream(seeds: tuple[int, ...], start: int, stop: int) -> Generator[Slot, None, None]:
         make = functools.partial(_stacked, slot, tuple(seeds))
@@ -191,15 +191,19 @@ class _Named:
     slot: Callable[[int, int], Slot]
     n: int
     batch_size: int
+    resample: bool
 
     def __call__(self, seed: int, step: int) -> Slot:
         position = int(step) * self.batch_size + np.arange(self.batch_size)
-        told = {"id": order(int(seed), self.n, position), "epoch": position // self.n}
+        rows = order(int(seed), self.n, position)
+        told = {"id": bootstrap(int(seed), self.n)[rows] if self.resample else rows, "epoch": position // self.n}
         return {**self.slot(seed, step), **{k: v.astype(np.int32) for k, v in told.items()}}
 
 
-def _slot(slot: Callable[[int, int], Slot], n: int, batch_size: int, named: bool) -> Callable[[int, int], Slot]:
-    return _Named(slot, n, batch_size) if named else slot
+def _slot(
+    slot: Callable[[int, int], Slot], n: int, batch_size: int, *, resample: bool, named: bool
+) -> Callable[[int, int], Slot]:
+    return _Named(slot, n, batch_size, resample) if named else slot
 
 
 def _stacked(slot: Callable[[int, int], Slot], seeds: tuple[int, ...], step: int) -> Slot:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from umbrella.models.layers import ACTIVATIONS, Activation, Conv, Norm, normalise
-from umbrella.settings import Count, Positive
+from umbrella.settings import Count, Fraction, Positive
 
 SIDE = 2  # of the patches that are whitened
 
@@ -38,7 +38,7 @@ class CifarFast(nn.Module):
     widths: tuple[Count, ...] = (64, 256, 256)
     activation: Activation = "gelu"
     norm: Norm = "batch"
-    momentum: Positive = 0.6
+    momentum: Fraction = 0.6
     scale: Positive = 1 / 9
     mirror: bool = False
 
@@ -47,7 +47,7 @@ class CifarFast(nn.Module):
         if min(x.shape[1:3]) < 4:
             raise ValueError(f"images of {x.shape[1]} x {x.shape[2]}: cifar_fast needs sides of at least 4")
         act = ACTIVATIONS[self.activation]
-        both = self.mirror and not train
+        both = self.mirror and not train and not self.is_initializing()  # which measures what whitens
         if both:
             x = jnp.concatenate([x, x[:, :, ::-1]])
         x = act(Whitening(name="whitening")(x))

@@ -39,6 +39,10 @@ class ResNet(nn.Module):
       stochastic_depth: probability of dropping the last branch; of those before it proportionally less (Huang et al.
         2016).
       zero: the last norm of every branch starts at 0, so every block starts as its shortcut (Goyal et al. 2017).
+      residual: False leaves the shortcuts out: the plain network that the paper compares with.
+
+    Raises:
+      ValueError: zero or stochastic_depth where there is no branch for them, zero where there is no norm.
     """
 
     out: Count
@@ -48,6 +52,14 @@ class ResNet(nn.Module):
     norm: Norm = "batch"
     stochastic_depth: Fraction = 0.0
     zero: bool = False
+    residual: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.residual and (self.zero or self.stochastic_depth):
+            raise ValueError("ResNet: zero and stochastic_depth are for branches beside a shortcut; there is none")
+        if self.zero and self.norm == "none":
+            raise ValueError("ResNet: zero is about the last norm of a branch, and norm is 'none'")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -71,6 +83,7 @@ class ResNet(nn.Module):
                     norm=self.norm,
                     drop=self.stochastic_depth * made / total,
                     zero=self.zero,
+                    residual=self.residual,
                     name=f"block_{i}_{j}",
                 )(x, train=train)
         return nn.Dense(self.out, name="head")(x.mean((1, 2)))
@@ -87,6 +100,7 @@ class Block(nn.Module):
     norm: Norm
     drop: float
     zero: bool
+    residual: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -102,6 +116,8 @@ class Block(nn.Module):
             y = _conv(width, size, stride, self.norm, name=f"conv_{i}")(y)
             y = normalise(y, self.norm, train=train, name=f"norm_{i}", zero=self.zero and last)
             y = y if last else act(y)
+        if not self.residual:
+            return act(y)
         if x.shape != y.shape:
             if self.project:
                 x = _conv(out, 1, self.stride, self.norm, name="project")(x)

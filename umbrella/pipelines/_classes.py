@@ -69,10 +69,12 @@ def _numbers(logits: np.ndarray, y: np.ndarray, temperature: float | None) -> di
     if z.shape[1] > 5:
         told["top5_accuracy"] = scores.top_k(p, y, 5)
     if temperature is not None:
-        cooled = softmax(z / temperature, axis=-1)
-        told["temperature"] = temperature
-        told["loss_at_temperature"] = scores.log_loss(cooled, y)
-        told["ece_at_temperature"] = scores.calibration(cooled, y, bins=BINS).error()
+        told |= dict.fromkeys(("temperature", "loss_at_temperature", "ece_at_temperature"), float("nan"))
+        if np.isfinite(temperature):
+            cooled = softmax(z / temperature, axis=-1)
+            told["temperature"] = temperature
+            told["loss_at_temperature"] = scores.log_loss(cooled, y)
+            told["ece_at_temperature"] = scores.calibration(cooled, y, bins=BINS).error()
     return told
 
 
@@ -158,7 +160,7 @@ def _curves(p: np.ndarray, y: np.ndarray, names: tuple[str, ...], kind: str) -> 
             area = np.mean([scores.auc(curve) for curve in of])
         else:
             area = np.mean([scores.average_precision(q[:, c], y == c) for q in p])
-        found.append((float(area), names[c], *interval([_on_grid(curve) for curve in of])))
+        found.append((float(area), names[c], *interval([_on_grid(curve, kind) for curve in of])))
     worst = sorted(found, key=lambda f: f[0])[:MOST_CURVES]
     kept = [f for f in found if f in worst] if len(found) > MOST_CURVES else found
     what = "area" if kind == "roc" else "average precision"
@@ -181,10 +183,14 @@ def _band(mean: np.ndarray, half: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1)
 
 
-def _on_grid(curve: scores.Curve) -> np.ndarray:
-    """The curve at GRID: at each x the highest y that a threshold reaches there or before (ROC), or interpolated."""
+def _on_grid(curve: scores.Curve, kind: str) -> np.ndarray:
+    """The curve at GRID. ROC: at each x the highest y, on lines between points, which a random choice between two
+    thresholds reaches. Precision: of the highest threshold that reaches the recall, as the average precision counts
+    (lines between its points would promise what no threshold gives: Davis and Goadrich 2006)."""
     x, y = np.asarray(curve.x), np.asarray(curve.y)
-    last = np.append(np.diff(x) > 0, True)  # of equal x the last, which is the highest of a ROC curve
+    if kind == "precision":
+        return y[np.minimum(np.searchsorted(x, GRID), len(y) - 1)]
+    last = np.append(np.diff(x) > 0, True)
     return np.interp(GRID, x[last], y[last])
 
 
@@ -199,11 +205,10 @@ def _calibration(p: np.ndarray, test: Told, degrees: list[float] | None) -> Curv
         return interval(x)[0], mean, half
 
     lines = {"the model": line(p)}
-    if degrees is not None:
-        cooled = np.stack(
-            [softmax(z.astype(np.float64) / t, axis=-1) for z, t in zip(test.logits, degrees, strict=True)]
-        )
-        lines[f"at temperature {np.mean(degrees):.2f}"] = line(cooled)
+    pairs = [(z, t) for z, t in zip(test.logits, degrees or (), strict=degrees is not None) if np.isfinite(t)]
+    if pairs:
+        cooled = np.stack([softmax(z.astype(np.float64) / t, axis=-1) for z, t in pairs])
+        lines[f"at temperature {np.mean([t for _, t in pairs]):.2f}"] = line(cooled)
     series, bands = {}, {}
     for name, (x, mean, half) in lines.items():
         kept = np.isfinite(mean)
@@ -211,7 +216,7 @@ def _calibration(p: np.ndarray, test: Told, degrees: list[float] | None) -> Curv
         if np.isfinite(half).any():
             bands[name] = _band(mean[kept], half[kept])
     series["as sure as right"] = (np.asarray([0.0, 1.0]), np.asarray([0.0, 1.0]))
-    how = "" if degrees is None else " The temperature was fitted to validation."
+    how = "" if not pairs else " The temperature was fitted to validation."
     caption = f"How often the predicted class is right, by how probable it was said to be ({BINS} bins).{how}"
     return Curves(series, "confidence", "accuracy", caption + _over(len(p)), bands, ("as sure as right",))
 
@@ -232,4 +237,4 @@ def _thresholds(p: np.ndarray, y: np.ndarray, held: np.ndarray, held_y: np.ndarr
         rows.append((what, float(cut), float(tpr), float(tnr), float(precision)))
     columns = ("aim", "threshold", "true positive rate", "true negative rate", "precision")
     caption = f"Thresholds for calling a row {names[1]!r}, chosen on validation, and what they give on test."
-    return Table(columns, tuple(rows), caption + (" Of the first seed." if len(p) else ""))
+    return Table(columns, tuple(rows), caption)

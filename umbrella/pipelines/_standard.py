@@ -70,6 +70,8 @@ def assemble(
     named = not set(transforms.NAMED).isdisjoint(transforms.kinds(common.techniques, sections))
     batches = train_data(dataset, p.columns, run, named)
 
+    refuse_again(common.techniques, sections)
+
     def made(names: tuple[str, ...]) -> tuple[Transform, ...]:
         given = {**p.context, "base": p.base, "trainable": common.trainable}
         return transforms.build(names, sections, log=log, **given)
@@ -84,6 +86,7 @@ def assemble(
     def evaluated(names: tuple[str, ...], at: str) -> Objective:
         """Of what is trained: every technique of an evaluation sees the parameters that training resolves to."""
         own = made(names)
+        refuse_inert(at, names, sections)
         refuse_twice(at, names, own, common.techniques, sections, p.base)
         if more := set(_scopes.check(at, names, own, log, p.outer, p.base, rows, scopes)) - set(scopes):
             raise settings.SettingsError(
@@ -105,6 +108,11 @@ def assemble(
     if common.ema:
         step = then(step, ema(common.ema))
     if start := durations.steps(common.swa_from):
+        if start >= durations.total:
+            raise settings.SettingsError(
+                f"config.swa_from: {common.swa_from!r} is step {start:,}, and training ends after {durations.total:,}; "
+                "it would average nothing"
+            )
         step = then(step, swa(start, max(1, durations.steps(common.swa_every))))
     step = guard(step, "skip" if common.on_nonfinite == "skip" else "halt")
 
@@ -218,6 +226,26 @@ def repeated(n: int, batch_size: int) -> tuple[str, ...]:
     return (
         f"A batch of {batch_size:,} is more than the training split has ({n:,}): it holds examples more than once.",
     )
+
+
+def refuse_again(names: tuple[str, ...], sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises SettingsError for a technique that draws for every row and is there twice, under another name, too."""
+    first: dict[str, str] = {}
+    for name, kind in zip(names, transforms.kinds(names, sections), strict=True):
+        if kind in first and kind in transforms.DRAWING:
+            raise settings.SettingsError(
+                f"config.techniques: {name!r} would draw what {first[kind]!r} draws: both are {kind!r}; leave one out"
+            )
+        first.setdefault(kind, name)
+
+
+def refuse_inert(at: str, names: tuple[str, ...], sections: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises SettingsError for a technique in an evaluation that acts in training only."""
+    for name, kind in zip(names, transforms.kinds(names, sections), strict=True):
+        if kind in transforms.TRAINING_ONLY:
+            raise settings.SettingsError(
+                f"config.{at}: {name!r} acts in training only, so this would be the evaluation without it; leave it out"
+            )
 
 
 def refuse_twice(

@@ -79,6 +79,20 @@ TABLE: dict[str, Callable[..., Transform]] = {
     "randaugment": randaugment,
     "sam": sam_of_trainable,
 }
+# Those that draw for every row: twice in one list they would draw the same, which is not what anyone means.
+DRAWING = (
+    "affine",
+    "alternating_flip",
+    "colour",
+    "crop",
+    "cutmix",
+    "cutout",
+    "elastic",
+    "flip",
+    "mixup",
+    "randaugment",
+)
+TRAINING_ONLY = (*DRAWING, "l1", "l2", "label_smoothing", "sam")  # which an evaluation would not notice
 NAMED = ("alternating_flip",)  # those that read which example a row is: the stream is then made named=True
 
 

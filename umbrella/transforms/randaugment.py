@@ -91,7 +91,7 @@ def operated(image: Array, which: Array, sign: Array, strength: float) -> Array:
     flat = high <= low
     made = {
         "posterize": (level - level % step) / 255,
-        "solarize": jnp.where(image >= 1 - strength, 1 - image, image),
+        "solarize": jnp.where(image > 1 - strength, 1 - image, image),
         "autocontrast": jnp.where(flat, image, (image - low) / jnp.where(flat, 1.0, high - low)),
     }
     out = jnp.where(which < first, warped, blend)
