@@ -189,7 +189,7 @@ def test_a_set_that_cannot_be_cut_is_diagnosed_by_width_alone(tmp_path: Path, mo
     trained: list[str] = []
     monkeypatch.setattr(Session, "train", lambda self: trained.append("one"))
     rare = np.r_[np.zeros(300, int), np.ones(300, int), np.full(2, 2)]
-    np.savez(tmp_path / "rare.npz", x=np.random.default_rng(0).random((602, 4, 4, 1), np.float32), y=rare)
+    np.savez(tmp_path / "rare.npz", x=np.random.default_rng(0).integers(0, 256, (602, 4, 4, 1), np.uint8), y=rare)
     section = dict(name="rare", path=str(tmp_path / "rare.npz"), validation=0.5)
     with pytest.raises(SettingsError, match="class"):
         diagnose.diagnose(vision(data=section), tmp_path / "w", shares=(0.002, 1.0))
