@@ -25,7 +25,7 @@ def get_config(variant: str = "cifar10") -> ConfigDict:
     c.crop = dict(pad=4 if variant == "cifar10" else 2, mode="zero")
     c.evals = dict(test=())
     c.ema = 0.0
-    c.train_for = {"digits": "10 epochs", "mnist": "2 epochs", "cifar10": "8 epochs"}[variant]
+    c.train_for = {"digits": "10 epochs", "mnist": "2 epochs", "cifar10": "7 epochs"}[variant]
     c.eval_batch_size = 500
     c.log_every, c.eval_every, c.checkpoint_every = "50 steps", "1 epoch", "25%"
     return c

@@ -24,6 +24,7 @@ SHAPES = {"cifar10": (32, 32, 3), "mnist": (28, 28, 1)}
 # A pass of a convolutional network over 10,000 images takes half a minute: these get a few rows of noise of that shape.
 STAND_INS = ("cifar_fast.py", "cnn.py", "ensemble.py", "resnet.py")
 CASES = {
+    "cifar_fast.py:airbench94": ("--config.model.widths=(8, 16, 16)", "--config.batch_size=64"),
     "cifar_fast.py:cifar10": ("--config.model.widths=(8, 16, 16)", "--config.batch_size=64"),
     "cifar_fast.py:digits": (),
     "cifar_fast.py:mnist": ("--config.model.widths=(8, 16, 16)", "--config.batch_size=64"),
