@@ -116,6 +116,30 @@ def test_init_from_starts_at_the_other_runs_parameters(finished: um.Result, tmp_
     assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()  # a mistake leaves nothing behind
 
 
+def test_a_fresh_head_takes_everything_else_over(finished: um.Result, tmp_path: Path) -> None:
+    """Two classes instead of ten: the head cannot be the other run's, and the rest is to the bit."""
+    x, y = np.random.default_rng(0).integers(0, 17, (40, 8, 8, 1), np.uint8), np.arange(40) % 2
+    np.savez(tmp_path / "two.npz", x=x, y=y)
+    other = config(
+        data=dict(name="two", path=str(tmp_path / "two.npz")),
+        train_for="5 steps",
+        batch_size=4,
+        optimizer=dict(name="sgd", learning_rate=0.1, rules=(("model/head/.*", {}), (".*", dict(freeze=True)))),
+    )
+    with pytest.raises(um.SettingsError, match="model/head.*--config.fresh=model/head"):
+        um.run(other, workdir=tmp_path / "x", init_from=finished.workdir, quiet=True)
+    other["fresh"] = ("model/haed",)
+    with pytest.raises(um.SettingsError, match=r"config.fresh: there is no 'model/haed' \(did you mean 'model/head'"):
+        um.run(other, workdir=tmp_path / "x", init_from=finished.workdir, quiet=True)
+    other["fresh"] = ("model/head",)
+    with pytest.raises(um.SettingsError, match="config.fresh: is about what is not taken from another run"):
+        um.run(other, workdir=tmp_path / "x", quiet=True)
+    made = um.run(other, workdir=tmp_path / "w", init_from=finished.workdir, quiet=True).ts.params["model"]
+    before = finished.ts.params["model"]
+    assert made["head"]["kernel"].shape[-1] == 2 and np.abs(made["head"]["bias"]).max() > 0
+    jax.tree.map(np.testing.assert_array_equal, *({k: v for k, v in p.items() if k != "head"} for p in (made, before)))
+
+
 def test_another_config_in_the_same_workdir_is_refused(finished: um.Result) -> None:
     before = (finished.workdir / "config.json").read_bytes()
     with pytest.raises(um.SettingsError, match=r"optimizer.learning_rate was 0.003, is 0.1"):

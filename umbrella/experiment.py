@@ -40,6 +40,7 @@ class RunSettings:
     steps_per_call: Count | None = None  # of the compiled program; chosen by the size of a step when None
     eval_batch_size: Count | None = None  # batch_size when None
     workers: Natural = 2  # processes that read a set that does not lie in memory
+    fresh: tuple[str, ...] = ()  # with --init_from: what is not taken over, such as ("model/head",)
     baselines: bool | tuple[str, ...] = True  # the rivals beside the result: the usual ones, none, or those named
 
     def __post_init__(self) -> None:

@@ -254,6 +254,8 @@ class Session:
                     say,
                 )
             return ts, step
+        if self.experiment.run.fresh and self.init_from is None:
+            raise SettingsError("config.fresh: is about what is not taken from another run; give --init_from=DIR")
         ts = jax.jit(self._create)(resident)
         if self.init_from is not None:
             ts = self._graft(ts, self.init_from)
@@ -283,16 +285,35 @@ class Session:
             saved = saved_paths(other / "checkpoints")
             scopes = [f"{part}/{k}" for part in ("params", "state") for k in getattr(ts, part)]
             added = [s for s in scopes if not any(path.startswith(s + "/") for path in saved)]  # by LoRA, say
-            found, _ = restore_params(other / "checkpoints", View(ts.params, ts.state), fresh=added)
+            found, _ = restore_params(
+                other / "checkpoints", View(ts.params, ts.state), fresh=[*added, *self._fresh(ts)]
+            )
             if added:
                 self._say(f"Not in {other}, so made anew: {', '.join(added)}.")
-        except (Mismatch, NothingVerified) as error:
+        except Mismatch as error:
+            hint = "; what is not to be taken over is named by config.fresh, such as --config.fresh=model/head"
+            raise SettingsError(f"--init_from={other}: {error}{hint}") from None
+        except NothingVerified as error:
             raise SettingsError(f"--init_from={other}: {error}") from None
         ts = ts.replace(params=found.params, state=found.state)
         if ts.ema is not None:
             ema = View({k: ts.params[k] for k in ts.ema.params}, {k: ts.state[k] for k in ts.ema.state})
             ts = ts.replace(ema=ema)
         return jax.tree.map(jax.numpy.copy, ts)
+
+    def _fresh(self, ts: TrainState) -> list[str]:
+        """config.fresh as paths of params and state."""
+        out = []
+        leaves = jax.tree_util.tree_leaves_with_path({"params": ts.params, "state": ts.state})
+        paths = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in leaves]
+        for prefix in self.experiment.run.fresh:
+            named = [f"{part}/{prefix}" for part in ("params", "state")]
+            named = [p for p in named if any(f"{path}/".startswith(f"{p}/") for path in paths)]
+            if not named:
+                inside = {path.partition("/")[2].rpartition("/")[0] for path in paths}
+                raise SettingsError(f"config.fresh: there is no {prefix!r}{near(prefix, sorted(inside))}")
+            out += named
+        return out
 
     def compile(self, ts: TrainState, resident: Any, cadence: Cadence) -> tuple[dict[int, Compiled], Window]:
         """The program of one step, and the one of several steps when a step is small; compiled when first called."""

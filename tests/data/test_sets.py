@@ -219,3 +219,23 @@ def test_no_tensorflow_on_the_way_to_a_batch():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert out.stdout == "False\n", out.stderr
+
+
+def test_a_few_rows_of_every_class():
+    whole, few, other = (
+        load(name="digits"),
+        load(name="digits", per_class=5),
+        load(name="digits", per_class=5, split_seed=1),
+    )
+    assert np.bincount(few.train.column("y")).tolist() == [5] * 10
+    known = {row.tobytes() for row in whole.train.column("x")}
+    assert all(row.tobytes() in known for row in few.train.column("x"))
+    np.testing.assert_array_equal(few.test.column("x"), whole.test.column("x"))
+    assert few.train.column("x").tobytes() != other.train.column("x").tobytes()
+    for more, words in (
+        (dict(per_class=5, rows=9), "which of the two"),
+        (dict(per_class=900), "training rows of class"),
+        (dict(name="diabetes", per_class=5), "has no classes; use rows"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            load(**{"name": "digits", **more})

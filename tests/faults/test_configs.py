@@ -19,8 +19,8 @@ SMALL = (
     "--config.checkpoint_every=2 steps",
     "--config.baselines=False",
 )
-PREPARED = ("cifar10", "mnist")  # variants whose set TensorFlow Datasets prepares
-SHAPES = {"cifar10": (32, 32, 3), "mnist": (28, 28, 1)}
+PREPARED = ("airbench94", "cifar10", "mnist")  # variants whose set TensorFlow Datasets prepares
+SHAPES = {"airbench94": (32, 32, 3), "cifar10": (32, 32, 3), "mnist": (28, 28, 1)}
 # A pass of a convolutional network over 10,000 images takes half a minute: these get a few rows of noise of that shape.
 STAND_INS = ("cifar_fast.py", "cnn.py", "ensemble.py", "resnet.py")
 CASES = {

@@ -3,6 +3,8 @@
 import pathlib
 from typing import Annotated
 
+import numpy as np
+
 from umbrella.data import bundled, folders, prepared, tables
 from umbrella.data.sources import Dataset, Found, take
 from umbrella.data.splits import PLAIN, carve, held_out
@@ -22,6 +24,7 @@ def load(
     target: str | None = None,
     size: Count | None = None,
     rows: Count | None = None,
+    per_class: Count | None = None,
 ) -> Dataset:
     """A data set, ready to be batched.
 
@@ -38,6 +41,7 @@ def load(
       target: the target column of a .csv file; refused for anything else.
       rows: train on so many of the training rows, every class with its share, chosen by split_seed; on all when there
         are no more. Validation and test are what they are without it.
+      per_class: train on so many rows of every class, chosen by split_seed; for learning from a few.
       size: resize images to size x size: those of a folder and of TensorFlow Datasets; refused for anything else.
 
     Raises:
@@ -50,14 +54,32 @@ def load(
         raise SettingsError(f"validation={validation}: must be in [0, 1)")
     if size is not None and size < 1:
         raise SettingsError(f"size={size}: must be >= 1")
+    if rows is not None and per_class is not None:
+        raise SettingsError(f"rows={rows} and per_class={per_class}: which of the two?")
     found = _find(name, path, in_memory=in_memory, cache=cache, target=target, size=size)
     train, held, test = carve(found, validation=validation, split_seed=split_seed)
     if rows is not None and rows < len(train):
         labels = train.column("y") if found.info["classes"] and len(train) < PLAIN else None
         train = take(train, held_out(labels, len(train), rows / len(train), (split_seed, 5), least=1))
+    if per_class is not None:
+        if not found.info["classes"]:
+            raise SettingsError(f"per_class={per_class}: {found.source} has no classes; use rows")
+        train = take(train, _of_each(train.column("y"), per_class, split_seed, found))
     if path is not None and not prepared.is_prepared(name, pathlib.Path(path).expanduser()):
         name = path  # the file or folder itself: what a config has for a name says nothing of it
     return Dataset(name, found.source, found.fingerprint, train, held, test, found.info)
+
+
+def _of_each(y: np.ndarray, count: int, seed: int, found: Found) -> np.ndarray:
+    """The sorted rows of `count` of every class."""
+    rng, names = np.random.default_rng((seed, 6)), found.info["class_names"]
+    groups = [np.flatnonzero(y == c) for c in range(found.info["classes"])]
+    if few := [c for c, g in enumerate(groups) if len(g) < count]:
+        told = names[few[0]] if names else few[0]
+        raise SettingsError(
+            f"per_class={count}: {found.source} has {len(groups[few[0]])} training rows of class {told!r}"
+        )
+    return np.sort(np.concatenate([rng.permutation(g)[:count] for g in groups]))
 
 
 def _find(
