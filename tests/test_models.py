@@ -110,11 +110,20 @@ def test_dropout_acts_in_training_only() -> None:
     assert 0.38 < share < 0.62
 
 
+@pytest.mark.parametrize(("name", "variance"), [("lecun_normal", 1 / 300), ("he_normal", 2 / 300)])
+def test_hidden_layers_are_initialised_as_told(name: Any, variance: float) -> None:
+    """Of 300 inputs: 300 x 400 weights, whose variance has a standard error of sqrt(2 / n), .4 %; of the head's, 1 / 400."""
+    v = MLP(out=200, hidden=(400,), kernel_init=name).init(jax.random.key(0), jnp.ones((1, 300)), train=False)
+    assert np.var(v["params"]["hidden_0"]["kernel"]) == pytest.approx(variance, rel=0.03)
+    assert np.var(v["params"]["head"]["kernel"]) == pytest.approx(1 / 400, rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
         (lambda: MLP(out=2, norm="bn"), "MLP: norm: 'bn' is not one of the choices"),  # had neither norm nor bias
         (lambda: MLP(out=2, activation="relo"), "MLP: activation: 'relo' is not one of .* .did you mean 'relu'"),
+        (lambda: MLP(out=2, kernel_init="he"), "MLP: kernel_init: 'he' is not one of the choices"),
         (lambda: vae(activation="tan"), "VAE: activation: 'tan' is not one of .* .did you mean 'tanh'"),
     ],
 )

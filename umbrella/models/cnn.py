@@ -50,9 +50,11 @@ class CNN(nn.Module):
       out: size of the output.
       widths: channels of each stage.
       depth: convolutions of 3 x 3 in each stage, each followed by its norm and the activation.
+      activation: after each norm.
       norm: a convolution before a norm has no bias: the norm takes it away.
       head: what makes one vector of the last stage: the mean over positions, or all of them.
       dropout: probability, before the head.
+      kernel_init: of the convolutions; the head has flax's own, which is lecun_normal.
     """
 
     out: Count

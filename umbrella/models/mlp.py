@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 
 from umbrella.choices import one_of
-from umbrella.models.layers import ACTIVATIONS, Activation, Norm, has_bias, normalise
+from umbrella.models.layers import ACTIVATIONS, Activation, Init, Norm, has_bias, initializer, normalise
 from umbrella.settings import Count, Fraction
 
 
@@ -16,9 +16,10 @@ class MLP(nn.Module):
       hidden: width of each hidden layer.
       dropout: probability of dropping a hidden unit, after the activation (Srivastava et al. 2014).
       norm: what stands between a hidden layer and its activation; all but "instance".
+      kernel_init: of the hidden layers; the head has flax's own, which is lecun_normal.
 
     Raises:
-      ValueError: no such activation or norm.
+      ValueError: no such activation, norm or initialiser.
     """
 
     out: Count
@@ -26,17 +27,20 @@ class MLP(nn.Module):
     activation: Activation = "relu"
     dropout: Fraction = 0.0
     norm: Norm = "none"
+    kernel_init: Init = "lecun_normal"
 
     def __post_init__(self) -> None:
         one_of("MLP: activation", self.activation, Activation)
         one_of("MLP: norm", self.norm, Norm)
+        one_of("MLP: kernel_init", self.kernel_init, Init)
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = x.reshape((x.shape[0], -1))
         for i, width in enumerate(self.hidden):
-            x = nn.Dense(width, use_bias=has_bias(self.norm), name=f"hidden_{i}")(x)
+            start = initializer(self.kernel_init)
+            x = nn.Dense(width, use_bias=has_bias(self.norm), kernel_init=start, name=f"hidden_{i}")(x)
             x = normalise(x, self.norm, train=train, name=f"norm_{i}")
             x = ACTIVATIONS[self.activation](x)
             if self.dropout:
