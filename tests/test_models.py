@@ -112,8 +112,8 @@ def test_dropout_acts_in_training_only() -> None:
 
 @pytest.mark.parametrize(("name", "variance"), [("lecun_normal", 1 / 300), ("he_normal", 2 / 300)])
 def test_hidden_layers_are_initialised_as_told(name: Any, variance: float) -> None:
-    """Of 300 inputs: 300 x 400 weights, whose variance has a standard error of sqrt(2 / n), .4 %; of the head's, 1 / 400."""
-    v = MLP(out=200, hidden=(400,), kernel_init=name).init(jax.random.key(0), jnp.ones((1, 300)), train=False)
+    """Of 300 inputs: 300 x 400 weights, the standard error of whose variance is .4 %; the head as ever, 1 / 400."""
+    v = MLP(out=200, hidden=(400,), kernel_init=name).init(jax.random.key(0), np.ones((1, 300)), train=False)
     assert np.var(v["params"]["hidden_0"]["kernel"]) == pytest.approx(variance, rel=0.03)
     assert np.var(v["params"]["head"]["kernel"]) == pytest.approx(1 / 400, rel=0.03)
 
@@ -191,6 +191,7 @@ def test_build_makes_the_module_that_a_config_names() -> None:
     got = models.build({"name": "mlp", "hidden": [8], "dropout": 0}, out=3, log=log)
     assert got == MLP(out=3, hidden=(8,), dropout=0.0)
     wanted = {"name": "mlp", "hidden": (8,), "dropout": 0.0, "activation": "relu", "norm": "none"}
+    wanted["kernel_init"] = "lecun_normal"
     assert log == {"model": wanted}
 
 
