@@ -1,0 +1,323 @@
+"""Attacks: balls against closed forms and SciPy, linear models where the worst input is known, schedules by hand."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import optimize
+
+from umbrella import attacks
+from umbrella.attacks import balls, boundary, climbs, gradient
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+WIDE = (-100.0, 100.0)
+DUAL = {"linf": 1, "l2": 2, "l1": np.inf}  # the norm of a slope that says how far a step of length one climbs
+ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
+
+
+def normal(*shape: int) -> jax.Array:
+    return jnp.asarray(RNG.normal(size=shape), jnp.float32)
+
+
+def linear(w: np.ndarray, b: np.ndarray) -> Any:
+    """x f32[B, ...] -> logits, W of all its numbers."""
+    return lambda x: (
+        x.reshape(x.shape[0], -1) @ jnp.asarray(w, jnp.float32) + jnp.asarray(b, jnp.float32).reshape(1, -1)
+    )
+
+
+W, BIAS = RNG.normal(size=(12, 3)), RNG.normal(size=3)
+CLASSIFIER = linear(W, BIAS)
+X = normal(8, 2, 3, 2)
+Y = CLASSIFIER(X).argmax(1)  # right everywhere at first
+
+
+def bent(x: jax.Array) -> jax.Array:
+    """A small network with many local maxima."""
+    h = jnp.sin(3 * x.reshape(x.shape[0], -1) @ jnp.asarray(W, jnp.float32) * 0.5)
+    return h @ jnp.asarray(W[:3], jnp.float32) + 0.1 * jnp.cos(h).sum(1, keepdims=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- balls
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_start_and_a_projection_are_inside(norm: Any) -> None:
+    around = attacks.ball(norm)
+    eps = jnp.asarray(RNG.uniform(0.1, 2, 8), jnp.float32)
+    for delta in (around.sample(KEY, X, eps), around.project(3 * X, eps, -abs(X) - 0.2, abs(X) + 0.3)):
+        assert (around.size(delta) <= eps * (1 + 1e-5)).all()
+    room = around.project(3 * X, eps, jnp.minimum(-X, 0), jnp.full_like(X, 0.05))
+    assert (room <= 0.05 + 1e-7).all() and (room >= jnp.minimum(-X, 0) - 1e-7).all()
+    small = 1e-3 * X
+    np.testing.assert_allclose(around.project(small, eps, -1.0 + 0 * X, 1.0 + 0 * X), small, atol=1e-7)
+
+
+def test_the_nearest_point_of_an_l1_ball_and_a_box() -> None:
+    """Against SciPy's SLSQP on the same problem, with positive and negative parts to make |.| smooth."""
+    for row in range(4):
+        u, low, high = RNG.normal(size=5), -RNG.uniform(0, 1, 5), RNG.uniform(0, 1, 5)
+        args = (jnp.asarray(v[None], jnp.float32) for v in (low, high))
+        got = np.asarray(balls.ball("l1").project(jnp.asarray(u[None], jnp.float32), 0.8, *args))[0]
+        found = optimize.minimize(
+            lambda v, u=u: np.sum((v[:5] - v[5:] - u) ** 2),
+            np.zeros(10),
+            bounds=[(0, h) for h in high] + [(0, -lo) for lo in low],
+            constraints={"type": "ineq", "fun": lambda v: 0.8 - v.sum()},
+            options={"ftol": 1e-12},
+        )
+        np.testing.assert_allclose(got, found.x[:5] - found.x[5:], atol=1e-4, err_msg=str(row))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_steepest_step_of_length_one(norm: Any) -> None:
+    """g . s is the dual norm of g. A zero row stays."""
+    g = normal(6, 7)
+    s = attacks.ball(norm).steepest(g.at[3].set(0))
+    climbed = np.asarray((g * s).sum(1))
+    wanted = np.linalg.norm(np.asarray(g), DUAL[norm], axis=1)
+    keep = np.arange(6) != 3
+    np.testing.assert_allclose(climbed[keep], wanted[keep], rtol=1e-5)
+    np.testing.assert_array_equal(s[3], 0)
+    assert np.allclose(attacks.ball(norm).size(s)[keep], 1, rtol=1e-5)
+
+
+def test_a_norm_is_spelt_as_it_is() -> None:
+    with pytest.raises(ValueError, match="norm: 'l3' is not one of"):
+        attacks.ball("l3")
+
+
+# --------------------------------------------------------------------------------------------------------------- climbs
+def test_what_is_climbed_by_hand() -> None:
+    """Logits 1, 4, 2, 0 of class 1: margin 2 - 4; dlr that over 4 - 1; towards class 0 (1 - 4) / (4 - (1 + 0) / 2)."""
+    z, y, t = jnp.asarray([[1.0, 4.0, 2.0, 0.0]]), jnp.asarray([1]), jnp.asarray([0])
+    assert climbs.margin(z, y, t)[0] == -2
+    assert climbs.dlr(z, y, t)[0] == pytest.approx(-2 / 3)
+    assert climbs.targeted_dlr(z, y, t)[0] == pytest.approx(-3 / 3.5)
+    assert climbs.cross_entropy(z, y, t)[0] == pytest.approx(np.log(np.exp([1, 4, 2, 0]).sum()) - 4, rel=1e-6)
+    for name in ("dlr", "targeted"):  # shifted and scaled, it is the same
+        f = climbs.climb(name)
+        np.testing.assert_allclose(f(1000 * z + 7, y, t), f(z, y, t), rtol=1e-5)
+    assert climbs.dlr(z[:, :2], y, t)[0] == -3 and climbs.targeted_dlr(z[:, :3], y, t)[0] == -3
+
+
+# -------------------------------------------------------------------------------------------------------- linear models
+def reachable(norm: str, eps: float) -> np.ndarray:
+    """The largest margin within eps of a linear model: max_j (margin to j + eps |w_j - w_y|_dual)."""
+    z, out = np.asarray(CLASSIFIER(X)), []
+    for row, y in zip(z, np.asarray(Y), strict=True):
+        others = [j for j in range(3) if j != y]
+        out.append(max(row[j] - row[y] + eps * np.linalg.norm(W[:, j] - W[:, y], DUAL[norm]) for j in others))
+    return np.asarray(out)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("make", [attacks.pgd, attacks.apgd])
+def test_the_worst_input_of_a_linear_model_is_found(norm: Any, make: Any) -> None:
+    """With eps so small that nothing is fooled: the attack then shows its largest margin."""
+    eps = 0.05 * {"linf": 1, "l2": 3, "l1": 6}[norm]
+    wanted = reachable(norm, eps)
+    assert (wanted < 0).sum() >= 5
+    got = jax.jit(
+        lambda x: attacks.found(make(steps=60, norm=norm, loss="margin", bounds=WIDE), CLASSIFIER, x, Y, eps, KEY)
+    )(X)
+    low = wanted < 0
+    np.testing.assert_allclose(got.margin[low], wanted[low], atol=2e-2 if norm == "l1" else 1e-2)
+    np.testing.assert_array_equal(np.asarray(got.fooled)[low], False)
+    length = np.linalg.norm(np.asarray(got.x - X).reshape(8, -1), ORDER[norm], axis=1)
+    assert (length <= eps * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_fab_finds_the_distance_to_the_boundary(norm: Any) -> None:
+    """Of a linear model: min_j -margin_j / |w_j - w_y|_dual. Just above it every row is fooled, just below none."""
+    z, y = np.asarray(CLASSIFIER(X)), np.asarray(Y)
+    distance = np.asarray(
+        [
+            min(
+                (z[i, y[i]] - z[i, j]) / np.linalg.norm(W[:, j] - W[:, y[i]], DUAL[norm]) for j in range(3) if j != y[i]
+            )
+            for i in range(8)
+        ]
+    )
+    for factor, fooled in ((1.02, True), (0.98, False)):
+        eps = jnp.asarray(factor * distance, jnp.float32)
+        got = [
+            attacks.found(attacks.fab(steps=30, norm=norm, target=t, bounds=WIDE), CLASSIFIER, X, Y, eps, KEY).fooled
+            for t in (1, 2)
+        ]
+        np.testing.assert_array_equal(np.asarray(got[0] | got[1]), fooled)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_nearest_point_of_a_plane_in_a_box(norm: Any) -> None:
+    """l1 and linf against SciPy's linear programs, l2 against SLSQP."""
+    for _ in range(4):
+        slope, low, high = RNG.normal(size=6), -RNG.uniform(0, 1, 6), RNG.uniform(0, 1, 6)
+        need = 0.6 * np.sum(np.where(slope > 0, slope * high, slope * low))
+        plane = boundary.Plane(*(jnp.asarray(v[None], jnp.float32) for v in (slope, np.asarray(need), low, high)))
+        got = np.asarray(boundary.nearest(norm, plane))[0]
+        assert got @ slope == pytest.approx(need, abs=1e-4)
+        assert (got >= low - 1e-6).all() and (got <= high + 1e-6).all()
+        if norm == "l2":
+            found = optimize.minimize(
+                lambda d: d @ d,
+                np.zeros(6),
+                bounds=list(zip(low, high, strict=True)),
+                constraints={"type": "eq", "fun": lambda d, s=slope, n=need: s @ d - n},
+                options={"ftol": 1e-12},
+            )
+            assert np.linalg.norm(got) == pytest.approx(np.sqrt(found.fun), rel=1e-4)
+        elif norm == "l1":  # delta = p - q
+            found = optimize.linprog(
+                np.ones(12),
+                A_eq=[np.r_[slope, -slope]],
+                b_eq=[need],
+                bounds=[(0, h) for h in high] + [(0, -v) for v in low],
+            )
+            assert np.abs(got).sum() == pytest.approx(found.fun, rel=1e-4)
+        else:  # min r with -r <= delta <= r
+            eye, one = np.eye(6), np.ones((6, 1))
+            found = optimize.linprog(
+                np.r_[np.zeros(6), 1],
+                A_ub=np.block([[eye, -one], [-eye, -one]]),
+                b_ub=np.zeros(12),
+                A_eq=[np.r_[slope, 0]],
+                b_eq=[need],
+                bounds=[*zip(low, high, strict=True), (0, None)],
+            )
+            assert np.abs(got).max() == pytest.approx(found.fun, rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------------------ schedules
+def test_the_checkpoints_of_apgd_by_hand() -> None:
+    """p: 0, .22, .41 (.22 - .03 later), .57, .70, .80, .87, .93, .99."""
+    assert gradient.checkpoints(100) == (22, 41, 57, 70, 80, 87, 93, 99)
+    assert gradient.checkpoints(10) == (3, 5, 6, 7, 8, 9, 10)[:6]
+
+
+def test_apgd_is_algorithm_1() -> None:
+    """Written again for one row at a time, in NumPy but for the gradient: the same points, all along."""
+    eps, steps, x = 0.3, 30, jnp.asarray(RNG.uniform(0.2, 0.8, (5, 12)), jnp.float32)
+    y = bent(x).argmax(1)
+    search = attacks.apgd(steps=steps, norm="linf", loss="margin")
+    carry = search.start(bent, x, y, eps, KEY)
+    first = np.asarray(carry["delta"])
+    went = []
+    step = jax.jit(lambda c, i: search.step(bent, c, i, KEY))
+    for i in range(steps):
+        went.append(np.asarray(carry["delta"]))
+        carry = step(carry, i)
+    value = jax.jit(jax.value_and_grad(lambda d, x, y: climbs.margin(bent(x + d), y, y)[0]))
+    for row in range(5):
+        at, label = x[row : row + 1], y[row : row + 1]
+
+        def inside(d: np.ndarray, at: Any = at) -> np.ndarray:
+            return np.clip(np.clip(d, -eps, eps), -np.asarray(at), 1 - np.asarray(at))
+
+        def look(d: np.ndarray, at: Any = at, label: Any = label) -> tuple[float, np.ndarray]:
+            v, g = value(jnp.asarray(d), at, label)
+            return float(v), np.asarray(g)
+
+        d = before = first[row : row + 1]
+        eta, last, climbed, halved_then = 2 * eps, 0, 0, True
+        v, g = look(d)
+        top, top_d, top_g, top_then = v, d, g, -np.inf
+        for k in range(steps):
+            np.testing.assert_allclose(went[k][row : row + 1], d, atol=2e-5, err_msg=f"row {row}, step {k}")
+            if k in gradient.checkpoints(steps):
+                halve = climbed < 0.75 * (k - last) or (not halved_then and top <= top_then)
+                if halve:
+                    eta, d, before, g = eta / 2, top_d, top_d, top_g
+                last, climbed, halved_then, top_then = k, 0, halve, top
+            z = inside(d + eta * np.sign(g))
+            new = z if k == 0 else inside(d + 0.75 * (z - d) + 0.25 * (d - before))
+            before, d = d, new
+            old, (v, g) = v, look(d)
+            climbed += v > old
+            if v > top:
+                top, top_d, top_g = v, d, g
+
+
+# ----------------------------------------------------------------------------------------------------------- in general
+SEARCHES = {
+    "pgd": attacks.pgd(steps=5),
+    "pgd l2": attacks.pgd(steps=5, norm="l2", loss="dlr"),
+    "pgd l1": attacks.pgd(steps=5, norm="l1"),
+    "fgsm": attacks.fgsm(),
+    "fgsm from a random point": attacks.fgsm(random_start=True),
+    "apgd": attacks.apgd(steps=10),
+    "apgd l2": attacks.apgd(steps=10, norm="l2", loss="dlr"),
+    "apgd l1": attacks.apgd(steps=30, norm="l1"),
+    "apgd, targeted": attacks.apgd(steps=10, loss="targeted", target=2),
+    "fab": attacks.fab(steps=5),
+    "square": attacks.square(steps=20),
+    "restarted": attacks.restarted(attacks.pgd(steps=3), 3),
+}
+NORM = {name: next((n for n in ("l2", "l1") if n in name), "linf") for name in SEARCHES}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_what_is_found_is_in_the_ball_and_told_truly(name: str) -> None:
+    """Bounds, the norm, the margin that is told, and at eps 0 the input itself."""
+    x = jnp.asarray(RNG.uniform(0, 1, (8, 2, 3, 2)), jnp.float32)
+    y = bent(x).argmax(1).at[0].add(1) % 3  # the first is wrong from the start
+    eps = jnp.asarray([0.1] * 7 + [0.0], jnp.float32)
+    run = jax.jit(lambda x, y, eps: attacks.found(SEARCHES[name], bent, x, y, eps, KEY))
+    got = run(x, y, eps)
+    assert got.x.dtype == x.dtype and (got.x >= 0).all() and (got.x <= 1).all()
+    length = np.linalg.norm(np.asarray(got.x - x).reshape(8, -1), ORDER[NORM[name]], axis=1)
+    assert (length <= np.asarray(eps) * (1 + 1e-4) + 1e-6).all()
+    told = attacks.told(bent, got.x, y)
+    np.testing.assert_array_equal(told.fooled, got.fooled)
+    np.testing.assert_allclose(told.margin, got.margin, atol=1e-4)
+    assert (got.margin >= attacks.told(bent, x, y).margin - 1e-5).all() and got.fooled[0]
+    np.testing.assert_array_equal(got.x[0], x[0])  # what is wrong already is left alone
+    np.testing.assert_allclose(got.x[7], x[7], atol=1e-7)
+
+
+@pytest.mark.parametrize("name", sorted(set(SEARCHES) - {"square"}))
+def test_rows_do_not_know_of_one_another(name: str) -> None:
+    """With their own random numbers taken away: what stands beside a row changes nothing."""
+    x = jnp.asarray(RNG.uniform(0, 1, (6, 12)), jnp.float32)
+    y, key = bent(x).argmax(1), KEY
+    one = attacks.found(SEARCHES[name], bent, x, y, 0.1, key)
+    other = attacks.found(SEARCHES[name], bent, x.at[3:].set(0.5), y, 0.1, key)
+    np.testing.assert_allclose(one.x[:3], other.x[:3], atol=1e-5)
+
+
+def test_a_search_that_asks_for_logits_alone_is_not_deceived() -> None:
+    """Logits rounded to steps have no gradient: PGD does not move, squares do."""
+    masked = lambda x: jnp.round(CLASSIFIER(x) * 20) / 20  # noqa: E731
+    x = jnp.asarray(RNG.uniform(0.3, 0.7, (16, 2, 3, 2)), jnp.float32)
+    y = masked(x).argmax(1)
+    still = attacks.found(attacks.pgd(steps=10, random_start=False), masked, x, y, 0.25, KEY)
+    moved = attacks.found(attacks.square(steps=200), masked, x, y, 0.25, KEY)
+    np.testing.assert_array_equal(still.x, x)
+    assert moved.fooled.sum() > still.fooled.sum() + 4
+
+
+def test_more_starts_are_never_worse() -> None:
+    x = jnp.asarray(RNG.uniform(0, 1, (32, 12)), jnp.float32)
+    y = bent(x).argmax(1)
+    margins = [
+        attacks.found(attacks.restarted(attacks.pgd(steps=2, loss="margin"), n), bent, x, y, 0.05, KEY).margin.mean()
+        for n in (1, 8)
+    ]
+    assert margins[1] > margins[0]
+
+
+def test_bad_settings_are_one_line() -> None:
+    for make, says in (
+        (lambda: attacks.pgd(steps=0), "0 steps are no attack"),
+        (lambda: attacks.apgd(loss="targeted"), "target=None and loss='targeted'"),
+        (lambda: attacks.pgd(loss="hinge"), "loss of an attack: 'hinge' is not one of"),
+        (lambda: attacks.square(norm="l2"), "written for 'linf'"),
+        (lambda: attacks.restarted(attacks.pgd(), 0), "0 are none"),
+        (lambda: attacks.found(attacks.square(), bent, X.reshape(8, -1), Y, 0.1, KEY), "it draws squares on images"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            make()
+    with pytest.raises(TypeError, match="int32, which has no gradient: attack the embedding"):
+        attacks.found(attacks.pgd(), bent, jnp.zeros((2, 12), jnp.int32), Y[:2], 0.1, KEY)

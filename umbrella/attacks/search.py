@@ -1,0 +1,106 @@
+"""A search for a worse input, a step at a time. Floor 2.
+
+A search is three pure functions, so that it can run inside a program (`found`) or be driven from outside of one, step
+after step, which is faster on a CPU, where a loop inside a program loses its threads, and can stop when every row has
+been fooled (`driven`).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from umbrella.attacks.balls import Array
+from umbrella.attacks.climbs import best_other, of_class
+from umbrella.unroll import unroll
+
+Logits = Callable[[Array], Array]  # x f32[B, ...] -> f32[B, C]; a row's depend on that row alone
+Carry = Mapping[str, Any]  # of a search between two steps; every leaf but scalars leads with B
+
+
+class Found(NamedTuple):
+    """What a search found."""
+
+    x: Array  # f32[B, ...], in the ball and in the bounds: of the rows that are fooled what fools them
+    fooled: Array  # bool[B]: the prediction at x is wrong
+    margin: Array  # f32[B]: max_{j != y} z_j - z_y at x
+
+
+class Search(NamedTuple):
+    """How a worse input is looked for.
+
+    `start` (f, x, y, eps, key) -> carry; `step` (f, carry, i, key) -> carry; `best` (f, carry) -> Found. x f32[B, ...],
+    y i32[B], eps f32[] or f32[B], i i32[], the step from 0.
+    """
+
+    steps: int
+    start: Callable[[Logits, Array, Array, Any, Array], Carry]
+    step: Callable[[Logits, Carry, Any, Array], Carry]
+    best: Callable[[Logits, Carry], Found]
+
+
+def found(search: Search, f: Logits, x: Array, y: Array, eps: Any, key: Array) -> Found:
+    """The whole search as part of a program; short ones unrolled on a CPU."""
+    checked(x)
+    carry = search.start(f, x, y, eps, jax.random.fold_in(key, 0))
+
+    def turn(i: Any, carry: Carry) -> Carry:
+        return search.step(f, carry, i, jax.random.fold_in(key, i + 1))
+
+    carry = jax.lax.fori_loop(0, search.steps, turn, carry, unroll=unroll(search.steps))
+    return search.best(f, carry)
+
+
+def restarted(search: Search, times: int) -> Search:
+    """The best of several starts side by side: memory for all of them at once.
+
+    Raises:
+      ValueError: fewer than one.
+    """
+    if times < 1:
+        raise ValueError(f"restarts: {times} are none")
+    if times == 1:
+        return search
+
+    def start(f: Logits, x: Array, y: Array, eps: Any, key: Array) -> Carry:
+        return jax.vmap(lambda k: search.start(f, x, y, eps, k))(jax.random.split(key, times))
+
+    def step(f: Logits, carry: Carry, i: Any, key: Array) -> Carry:
+        return jax.vmap(lambda c, k: search.step(f, c, i, k))(carry, jax.random.split(key, times))
+
+    def best(f: Logits, carry: Carry) -> Found:
+        return worst(jax.vmap(lambda c: search.best(f, c))(carry))
+
+    return Search(search.steps, start, step, best)
+
+
+def worst(several: Found) -> Found:
+    """Of leaves with a leading axis the one with the largest margin, row by row."""
+    at = several.margin.argmax(0)
+    return jax.tree.map(lambda v: v[at, jnp.arange(v.shape[1])], several)
+
+
+def told(f: Logits, x: Array, y: Array) -> Found:
+    """An input as it is, with its margin. Ties of logits count as fooled, as nothing says which class is meant."""
+    z = f(x)
+    margin = best_other(z, y) - of_class(z, y)
+    return Found(x, margin >= 0, margin)
+
+
+def checked(x: Array) -> None:
+    """Raises TypeError for an input without a gradient."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(
+            f"an attack on an input of {x.dtype}, which has no gradient: attack the embedding of it, by a model that "
+            "takes embeddings"
+        )
+
+
+def kept(new: Any, old: Any, where: Array) -> Any:
+    """new where `where` bool[B], old elsewhere; leaf by leaf."""
+
+    def one(a: Array, b: Array) -> Array:
+        return jnp.where(where.reshape(where.shape + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(one, new, old)
