@@ -126,6 +126,25 @@ TABLE = {
         microbatch=False,
         cost=lambda grad, attack: 2 * grad,
     ),
+    "awp": Row(
+        lambda o: transforms.awp(gamma=0.05),
+        lambda o: transforms.awp(gamma=0.0),
+        microbatch=False,
+        cost=lambda grad, attack: 2 * grad,
+    ),
+    # Beside the step: the clean pass and the attack's, in evaluation mode, and a second pass that is trained through.
+    "trades": Row(
+        lambda o: transforms.trades(eps=0.1, steps=2),
+        lambda o: transforms.trades(eps=0.1, steps=2, beta=0.0),
+        microbatch=False,
+        cost=lambda grad, attack: 2 * grad + 2.5 * attack,
+    ),
+    "vat": Row(
+        lambda o: transforms.vat(eps=0.5),
+        lambda o: transforms.vat(eps=0.5, weight=0.0),
+        microbatch=False,
+        cost=lambda grad, attack: 2 * grad + 1.5 * attack,
+    ),
     "l1": Row(lambda o: transforms.l1(weight=1e-2), lambda o: transforms.l1(weight=0.0)),
     "l2": Row(lambda o: transforms.l2(weight=1e-2), lambda o: transforms.l2(weight=0.0)),
     "lora": Row(

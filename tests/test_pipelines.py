@@ -26,6 +26,7 @@ KEY = jax.random.key(0)
 SETTINGS = {  # of every technique that has one without a default
     "adversarial": dict(eps=0.1),
     **{name: {} for name in ("affine", "alternating_flip", "colour", "crop", "cutmix", "cutout", "elastic", "flip")},
+    "awp": {},
     "fgsm": dict(eps=0.1),
     "importance_weighted": dict(samples=3),
     "l1": dict(weight=0.1),
@@ -35,6 +36,8 @@ SETTINGS = {  # of every technique that has one without a default
     "mixup": dict(alpha=0.2),
     "randaugment": {},
     "sam": dict(rho=0.05),
+    "trades": dict(eps=0.1),
+    "vat": dict(eps=0.5),
 }
 
 

@@ -27,7 +27,8 @@ from umbrella.transforms.bound import importance_weighted
 from umbrella.transforms.penalty import l1, l2
 from umbrella.transforms.randaugment import randaugment
 from umbrella.transforms.reparam import lora
-from umbrella.transforms.sam import sam, sam_of_trainable
+from umbrella.transforms.sam import awp, awp_of_trainable, sam, sam_of_trainable
+from umbrella.transforms.smooth import trades, trades_of, vat, vat_of
 
 __all__ = [
     "NAMED",
@@ -35,6 +36,7 @@ __all__ = [
     "adversarial",
     "affine",
     "alternating_flip",
+    "awp",
     "binarise",
     "build",
     "check_sections",
@@ -57,12 +59,15 @@ __all__ = [
     "random_noise",
     "reconstruct",
     "sam",
+    "trades",
+    "vat",
 ]
 
 TABLE: dict[str, Callable[..., Transform]] = {
     "adversarial": pgd_adversarial,
     "affine": affine,
     "alternating_flip": alternating_flip,
+    "awp": awp_of_trainable,
     "colour": colour,
     "crop": crop,
     "cutmix": cutmix,
@@ -78,6 +83,8 @@ TABLE: dict[str, Callable[..., Transform]] = {
     "mixup": mixup,
     "randaugment": randaugment,
     "sam": sam_of_trainable,
+    "trades": trades_of,
+    "vat": vat_of,
 }
 # Those that draw for every row: twice in one list they would draw the same, which is not what anyone means.
 DRAWING = (
@@ -92,7 +99,16 @@ DRAWING = (
     "mixup",
     "randaugment",
 )
-TRAINING_ONLY = (*DRAWING, "l1", "l2", "label_smoothing", "sam")  # which an evaluation would not notice
+TRAINING_ONLY = (
+    *DRAWING,
+    "awp",
+    "l1",
+    "l2",
+    "label_smoothing",
+    "sam",
+    "trades",
+    "vat",
+)  # which an evaluation would not notice
 NAMED = ("alternating_flip",)  # those that read which example a row is: the stream is then made named=True
 
 
