@@ -163,7 +163,7 @@ TABLE = {
 }
 NAMES = sorted(TABLE)
 # Augmentations share their lift and their streams, attacks their steps: in `make test` the laws of one stand for all.
-LATER = ("l1", "importance_weighted", "fgsm")  # which have a near relative among the first
+LATER = ("awp", "fgsm", "importance_weighted", "l1", "trades", "vat")  # which have a near relative among the first
 FIRST = tuple(n for n in NAMES if n == "flip" or not (TABLE[n].batch is photos or n.startswith("pgd_") or n in LATER))
 
 

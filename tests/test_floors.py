@@ -12,11 +12,11 @@ from tests.conftest import ROOT
 FLOORS = {
     0: "_report choices lock losses manifest metrics scores settings unroll",
     1: "models",
-    2: "attacks objective transforms",
+    2: "attacks bounds objective transforms",
     3: "gradients optim step train_state",
     4: (
         "artifacts baselines blame checkpoint compare data environment evaluation experiment loop parallel report "
-        "workdir writers"
+        "robustness workdir writers"
     ),
     5: "pipelines runs",
     6: "cli diagnose verify",

@@ -610,19 +610,51 @@ def test_what_is_added_inside_of_the_bound_stays() -> None:
     assert "l2" not in inert.metrics
 
 
+@pytest.mark.parametrize("name", ["pgd", "input", "ball", "beyond"])
+def test_a_radius_that_grows(name: Any) -> None:
+    """Over ten steps: .05 in the first, .25 in the fifth, the whole from the tenth on and in every evaluation. What
+    starts beyond the ball may be three times as far away."""
+    o, params = linear()
+    attack = pgd(eps=0.5, steps=3) if name == "pgd" else fgsm(eps=0.5, start=name)
+    batch, times = points(), 3 if name == "beyond" else 1
+    made = adversarial(attack, probe=o, ramp=10)(looking())
+    run = jax.jit(lambda c: made.apply(params, {}, batch, c)[1].outputs["x"])
+    for step, share in ((0, 0.1), (4, 0.5), (9, 1.0), (50, 1.0)):
+        far = jnp.abs(run(context().replace(step=jnp.int32(step))) - batch["x"]).max()
+        assert 0.1 * share < far <= times * 0.5 * share + 1e-6
+    assert jnp.abs(run(context().eval()) - batch["x"]).max() > 0.3
+
+
+def test_a_step_from_beyond_the_ball() -> None:
+    """x + noise + eps sign(gradient), the gradient of a linear model being that at x: less that step, the noise is
+    uniform in twice eps."""
+    batch = points(2000)
+    moved = attacked(fgsm(eps=0.1, start="beyond"), batch) - np.asarray(batch["x"])
+    noise = moved + 0.1 * np.asarray(batch["y"])[:, None] * np.sign(W)
+    assert stats.kstest(noise.ravel(), stats.uniform(-0.2, 0.4).cdf).pvalue > 1e-3
+    bounded = attacked(fgsm(eps=0.5, start="beyond", bounds=(0.1, 0.9)), points())
+    assert bounded.min() >= 0.1 and bounded.max() <= 0.9
+    with pytest.raises(ValueError, match="fgsm: start: 'ball ' is not one of"):
+        fgsm(eps=0.1, start="ball ")
+
+
 # ---- from settings
+def steps_of(text: str) -> int:
+    return 0 if text == "never" else int(text.split()[0])
+
+
 def test_build_makes_what_the_sections_say_in_their_order() -> None:
     """fgsm then label smoothing, on the linear model: x moves by hand, the labels stay one-hot sums."""
     o, params = linear()
     log: dict[str, Any] = {}
     sections = {"small": {"technique": "fgsm", "eps": 0.1, "probe": "base"}, "l2": {"weight": 0}}
-    made = transforms.build(("small", "l2"), sections, log=log, base=o, bounds=None, classes=3)
+    made = transforms.build(("small", "l2"), sections, log=log, base=o, bounds=None, classes=3, to_steps=steps_of)
     assert len(made) == 2
     batch = points()
     _, aux = made[0](o).apply(params, {}, batch, context())
     moved = np.asarray(batch["x"]) - 0.1 * np.asarray(batch["y"])[:, None] * np.sign(W)
     np.testing.assert_allclose(aux.outputs, moved @ W, rtol=1e-4)
-    small = {"technique": "fgsm", "eps": 0.1, "probe": "base", "train_mode": False}
+    small = {"technique": "fgsm", "eps": 0.1, "probe": "base", "train_mode": False, "start": "input", "ramp": "never"}
     assert log == {"small": small, "l2": {"weight": 0.0, "scope": "model"}}
     assert transforms.build((), sections) == ()
 
@@ -630,7 +662,7 @@ def test_build_makes_what_the_sections_say_in_their_order() -> None:
 def test_pgd_from_settings_is_pgd() -> None:
     o, params = linear()
     settings = {"adversarial": {"eps": 0.2, "steps": 2, "norm": "l2", "random_start": False}}
-    (made,) = transforms.build(("adversarial",), settings, base=o, bounds=(0.0, 1.0))
+    (made,) = transforms.build(("adversarial",), settings, base=o, bounds=(0.0, 1.0), to_steps=steps_of)
     by_hand = adversarial(pgd(eps=0.2, steps=2, norm="l2", random_start=False, bounds=(0.0, 1.0)))
     run = jax.jit(lambda p: [t(o).apply(p, {}, points(), context())[1].outputs for t in (made, by_hand)])
     assert bits(*run(params))

@@ -11,11 +11,12 @@ from umbrella.attacks.balls import Ball, Norm, ball
 from umbrella.attacks.boundary import fab
 from umbrella.attacks.climbs import climb
 from umbrella.attacks.gradient import apgd, fgsm, pgd
-from umbrella.attacks.search import Found, Search, found, restarted, told, worst
+from umbrella.attacks.search import Driven, Found, Search, found, restarted, told, worst
 from umbrella.attacks.squares import square
 
 __all__ = [
     "Ball",
+    "Driven",
     "Found",
     "Norm",
     "Search",

@@ -140,7 +140,7 @@ def fab(*, steps: int = 100, norm: Norm = "linf", target: int = 1, bounds: tuple
         margin = best_other(z, carry["y"]) - of_class(z, carry["y"])
         return Found(carry["x"] + delta, margin >= 0, margin)
 
-    return Search(steps, start, step, best)
+    return Search(steps, start, step, best, lambda carry: carry["length"] <= carry["eps"] * (1 + 1e-6))
 
 
 def _across(norm: Norm, slope: Array, need: Array, low: Array, high: Array) -> Array:

@@ -2,14 +2,16 @@
 
 A search is three pure functions, so that it can run inside a program (`found`) or be driven from outside of one, step
 after step, which is faster on a CPU, where a loop inside a program loses its threads, and can stop when every row has
-been fooled (`driven`).
+been fooled (`Driven`).
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from umbrella.attacks.balls import Array
 from umbrella.attacks.climbs import best_other, of_class
@@ -30,14 +32,16 @@ class Found(NamedTuple):
 class Search(NamedTuple):
     """How a worse input is looked for.
 
-    `start` (f, x, y, eps, key) -> carry; `step` (f, carry, i, key) -> carry; `best` (f, carry) -> Found. x f32[B, ...],
-    y i32[B], eps f32[] or f32[B], i i32[], the step from 0.
+    `start` (f, x, y, eps, key) -> carry; `step` (f, carry, i, key) -> carry; `best` (f, carry) -> Found; `done` (carry)
+    -> bool[B], rows where going on is of no use. x f32[B, ...], y i32[B], eps f32[] or f32[B], i i32[], the step from
+    0.
     """
 
     steps: int
     start: Callable[[Logits, Array, Array, Any, Array], Carry]
     step: Callable[[Logits, Carry, Any, Array], Carry]
     best: Callable[[Logits, Carry], Found]
+    done: Callable[[Carry], Array] = lambda carry: carry["margin"] >= 0
 
 
 def found(search: Search, f: Logits, x: Array, y: Array, eps: Any, key: Array) -> Found:
@@ -50,6 +54,57 @@ def found(search: Search, f: Logits, x: Array, y: Array, eps: Any, key: Array) -
 
     carry = jax.lax.fori_loop(0, search.steps, turn, carry, unroll=unroll(search.steps))
     return search.best(f, carry)
+
+
+class Driven:
+    """A search driven from outside of its programs, over any number of rows, in batches of one size.
+
+    On a CPU a program makes a few steps, and a batch ends when all of its rows are fooled; elsewhere it is one program.
+
+    Args:
+      f: (view, x f32[B, ...]) -> logits f32[B, C]; `view` is an argument of the programs, so that one compilation does
+        for many networks of a shape.
+      size: rows of a batch; the last is filled up with copies.
+    """
+
+    def __init__(self, search: Search, f: Callable[[Any, Array], Array], size: int):
+        chunk = max(n for n in range(1, 6) if search.steps % n == 0) if jax.default_backend() == "cpu" else search.steps
+
+        def some(view: Any, carry: Carry, first: Array, key: Array) -> tuple[Carry, Array]:
+            def turn(i: Any, carry: Carry) -> Carry:
+                return search.step(partial(f, view), carry, first + i, jax.random.fold_in(key, first + i + 1))
+
+            carry = jax.lax.fori_loop(0, chunk, turn, carry, unroll=unroll(chunk))
+            return carry, search.done(carry)
+
+        def start(view: Any, x: Array, y: Array, eps: Array, key: Array) -> tuple[Carry, Array]:
+            carry = search.start(partial(f, view), x, y, eps, jax.random.fold_in(key, 0))
+            return carry, search.done(carry)
+
+        self._search, self._size, self._chunk = search, size, chunk
+        self._start, self._some = jax.jit(start), jax.jit(some, donate_argnums=1)
+        self._best = jax.jit(lambda view, carry: search.best(partial(f, view), carry))
+
+    def __call__(self, view: Any, x: np.ndarray, y: np.ndarray, eps: float, key: Array) -> Found:
+        """x f32[N, ...], y i32[N] -> Found of NumPy arrays."""
+        checked(x)
+        parts = [
+            self._batch(view, x[i : i + self._size], y[i : i + self._size], eps, jax.random.fold_in(key, i))
+            for i in range(0, len(x), self._size)
+        ]
+        return Found(*(cast(Any, np.concatenate([np.asarray(p[k]) for p in parts])) for k in range(3)))
+
+    def _batch(self, view: Any, x: np.ndarray, y: np.ndarray, eps: float, key: Array) -> Found:
+        n = len(x)
+        fill = np.zeros(self._size, int)
+        fill[:n] = np.arange(n)
+        radius = np.where(np.arange(self._size) < n, eps, 0).astype(x.dtype)
+        carry, done = self._start(view, x[fill], y[fill], radius, key)
+        for i in range(0, self._search.steps, self._chunk):
+            if np.asarray(done)[:n].all():
+                break
+            carry, done = self._some(view, carry, np.int32(i), key)
+        return Found(*(cast(Any, np.asarray(v)[:n]) for v in self._best(view, carry)))
 
 
 def restarted(search: Search, times: int) -> Search:
@@ -72,7 +127,7 @@ def restarted(search: Search, times: int) -> Search:
     def best(f: Logits, carry: Carry) -> Found:
         return worst(jax.vmap(lambda c: search.best(f, c))(carry))
 
-    return Search(search.steps, start, step, best)
+    return Search(search.steps, start, step, best, lambda carry: jax.vmap(search.done)(carry).any(0))
 
 
 def worst(several: Found) -> Found:
@@ -88,7 +143,7 @@ def told(f: Logits, x: Array, y: Array) -> Found:
     return Found(x, margin >= 0, margin)
 
 
-def checked(x: Array) -> None:
+def checked(x: Any) -> None:
     """Raises TypeError for an input without a gradient."""
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(

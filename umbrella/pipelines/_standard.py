@@ -73,7 +73,7 @@ def assemble(
     refuse_again(common.techniques, sections)
 
     def made(names: tuple[str, ...]) -> tuple[Transform, ...]:
-        given = {**p.context, "base": p.base, "trainable": common.trainable}
+        given = {**p.context, "base": p.base, "trainable": common.trainable, "to_steps": durations.steps}
         return transforms.build(names, sections, log=log, **given)
 
     techniques = made(common.techniques)

@@ -1,13 +1,15 @@
 """Classifying images. Floor 5."""
 
+import itertools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from umbrella import data, losses, metrics, models
+from umbrella import data, losses, metrics, models, settings
 from umbrella.artifacts import Images
 from umbrella.baselines import chosen, classification, on_parts
 from umbrella.data import Dataset, scaling
@@ -15,6 +17,7 @@ from umbrella.experiment import Experiment, Review
 from umbrella.objective import Array, Batch, View, measure, supervised
 from umbrella.pipelines import _classes
 from umbrella.pipelines._standard import Problem, Resolve, assemble, scale_of, select
+from umbrella.robustness import Plan, bench, figures, numbers, plan
 from umbrella.settings import SettingsError
 from umbrella.transforms import pixels
 from umbrella.transforms.standardise import scaled, standardise
@@ -35,14 +38,17 @@ def problem(
     model: dict,
     normalise: Literal["none", "minmax", "zscore", "robust", "channel"] = "none",
     baselines: bool | tuple[str, ...] = True,
+    robustness: dict | None = None,
 ) -> Problem:
     """Cross-entropy of a classifier of images with pixels in [0, 1]; measures accuracy.
 
     Args:
       normalise: what the model makes of them first, by numbers of the training split that are saved with it.
       baselines: names of umbrella.baselines.CLASSIFIERS; True for the usual ones.
+      robustness: attacks on the test rows at the end, see `umbrella.robustness.plan`; none when None.
     """
     rivals = chosen(baselines)
+    attacked = None if robustness is None else settings.call(plan, robustness, "robustness.")
     if dataset.info["kind"] != "image" or not dataset.info["classes"]:
         raise SettingsError(f"config.data.name: {dataset.name!r} holds no labelled images, which this pipeline needs")
     classes, scale = dataset.info["classes"], scale_of(dataset)
@@ -56,8 +62,11 @@ def problem(
     hidden = dataset.info["hidden"]
 
     def logits_of(resolve: Resolve, view: View, x: Array) -> Array:
+        return of_pixels(resolve, view, x.astype(jnp.float32) * (1 / scale))
+
+    def of_pixels(resolve: Resolve, view: View, x: Array) -> Array:
+        """x f32[B, H, W, C] in [0, 1]."""
         params = resolve(view.params, view.state)["model"]
-        x = x.astype(jnp.float32) * (1 / scale)
         if normalise != "none":
             x = scaled(view.state["input"], x)
         return net.apply({"params": params, **view.state.get("model", {})}, x, train=False)
@@ -87,7 +96,18 @@ def problem(
             test = told(views, dataset.test)
             held = told(views, dataset.validation) if len(dataset.validation) and "validation" not in hidden else None
             made = _classes.review(test, held, names)
-            return made._replace(artifacts=(*made.artifacts, ("mistakes", mistakes(test))))
+            made = made._replace(artifacts=(*made.artifacts, ("mistakes", mistakes(test))))
+            return made if attacked is None else under_attack(attacked, made, views, key)
+
+        def under_attack(plan: Plan, made: Review, views: View, key: Array) -> Review:
+            rows = dataset.test.__getitems__(np.arange(min(plan.rows, len(dataset.test))))
+            x = (rows["x"] / scale).astype(np.float32)
+            logits = partial(of_pixels, resolve)
+            found = bench(plan, logits, views, x, np.asarray(rows["y"], np.int32), key)
+            more = figures(found, logits, views, names)
+            return made._replace(
+                metrics={**made.metrics, **numbers(found)}, artifacts=itertools.chain(more, made.artifacts)
+            )
 
         return of
 

@@ -1,20 +1,25 @@
 """Attacks on the input, and training or measuring under them. Floor 2."""
 
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Literal, Protocol, cast
 
 import jax
 import jax.numpy as jnp
 
 from umbrella.choices import one_of
 from umbrella.objective import Array, Aux, Batch, Ctx, Objective, Params, State, Transform, stop_gradient
-from umbrella.settings import Count, NonNegative, Positive
+from umbrella.settings import Cadence, Count, NonNegative, Positive
 from umbrella.unroll import unroll
 
 Norm = Literal["linf", "l2"]
+Start = Literal["input", "ball", "beyond"]
 
 
 class Attack(Protocol):
-    """A worse input for the objective: (objective, params, state, x -> batch, x, ctx) -> x, same shape and dtype."""
+    """A worse input for the objective: (objective, params, state, batch, ctx, "x") -> x, same shape and dtype.
+
+    One that is ramped up has a keyword `share`, f32[] in (0, 1]: of its radius.
+    """
 
     def __call__(
         self, objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str, /
@@ -22,7 +27,7 @@ class Attack(Protocol):
 
 
 def adversarial(
-    attack: Attack, *, probe: Objective | None = None, train_mode: bool = False, on: str = "x"
+    attack: Attack, *, probe: Objective | None = None, train_mode: bool = False, on: str = "x", ramp: int = 0
 ) -> Transform:
     """Replaces the input by what `attack` makes of it, in training and in evaluation.
 
@@ -39,6 +44,8 @@ def adversarial(
         its running averages), which switches off every train-only transform inside, too. Their state is thrown away:
         one pass counts.
       on: "x", or "x/image" for one entry of a dict.
+      ramp: over so many steps of training the radius grows linearly to what it is; 0 for at once. Evaluations have the
+        whole radius always.
 
     Source: Madry et al. 2018, eq. 2.1.
     """
@@ -51,7 +58,8 @@ def adversarial(
                 looking = ctx if train_mode else ctx.eval()
                 at = stop_gradient(params if probe is None else o.resolve(params, state))
                 seen = {k: v for k, v in batch.items() if k != "weight"}
-                x = attack(target, at, state, seen, looking, on)
+                share = {"share": jnp.minimum((ctx.step + 1) / ramp, 1.0)} if ramp and ctx.train else {}
+                x = cast(Callable[..., Array], attack)(target, at, state, seen, looking, on, **share)
             return o.apply(params, state, put(batch, on, stop_gradient(x)), ctx)
 
         return o._replace(apply=apply)
@@ -93,37 +101,64 @@ def pgd(
         raise ValueError(f"pgd: {steps} steps are no attack; the input itself is eps=0")
     size = 2.5 * eps / steps if step_size is None else step_size
 
-    def attack(objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str) -> Array:
+    def attack(
+        objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str, share: Any = 1.0
+    ) -> Array:
         x0 = take(batch, on)
+        radius = eps * share
 
         def inside(delta: Array) -> Array:
-            delta = ball.project(delta, eps)
+            delta = ball.project(delta, radius)
             return delta if bounds is None else jnp.clip(x0 + delta, *bounds) - x0
 
         def climb(_: int, delta: Array) -> Array:
             g = jax.grad(lambda d: objective.apply(params, state, put(batch, on, x0 + d), ctx)[0])(delta)
-            return inside(delta + size * ball.steepest(g))
+            return inside(delta + size * share * ball.steepest(g))
 
-        start = ball.sample(ctx.rng("pgd"), x0, eps) if random_start else jnp.zeros_like(x0)
+        start = ball.sample(ctx.rng("pgd"), x0, radius) if random_start else jnp.zeros_like(x0)
         return x0 + jax.lax.fori_loop(0, steps, climb, inside(start), unroll=unroll(steps))
 
     return attack
 
 
-def fgsm(*, eps: float, bounds: tuple[float, float] | None = None) -> Attack:
-    """One signed gradient step of size eps from the input itself.
+def fgsm(*, eps: float, bounds: tuple[float, float] | None = None, start: Start = "input") -> Attack:
+    """One signed gradient step.
 
-    Source: Goodfellow et al. 2015, section 4.
+    Args:
+      start: "input": of size eps from the input itself (Goodfellow et al. 2015, section 4), which overfits
+        catastrophically when it is trained on; "ball": of size 1.25 eps from a random point of the ball, and back into
+        it (Wong et al. 2020, algorithm 3); "beyond": of size eps from a random point within twice eps, and not back
+        (N-FGSM: de Jorge et al. 2022, algorithm 1), so that it is up to three times eps away: for training alone.
+
+    Raises:
+      ValueError: no such start.
     """
-    return pgd(eps=eps, steps=1, step_size=eps, random_start=False, bounds=bounds)
+    one_of("fgsm: start", start, Start)
+    if start == "input":
+        return pgd(eps=eps, steps=1, step_size=eps, random_start=False, bounds=bounds)
+    if start == "ball":
+        return pgd(eps=eps, steps=1, step_size=1.25 * eps, bounds=bounds)
+
+    def attack(
+        objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str, share: Any = 1.0
+    ) -> Array:
+        x0, radius = take(batch, on), eps * share
+        noisy = x0 + _Linf.sample(ctx.rng("pgd"), x0, 2 * radius)
+        g = jax.grad(lambda x: objective.apply(params, state, put(batch, on, x), ctx)[0])(noisy)
+        worse = noisy + radius * jnp.sign(g)
+        return worse if bounds is None else jnp.clip(worse, *bounds)
+
+    return attack
 
 
 def random_noise(*, eps: float, bounds: tuple[float, float] | None = None) -> Attack:
     """Uniform noise in the linf ball: the control that an attack must beat."""
 
-    def attack(objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str) -> Array:
+    def attack(
+        objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str, share: Any = 1.0
+    ) -> Array:
         x = take(batch, on)
-        x = x + _Linf.sample(ctx.rng("noise"), x, eps)
+        x = x + _Linf.sample(ctx.rng("noise"), x, eps * share)
         return x if bounds is None else jnp.clip(x, *bounds)
 
     return attack
@@ -133,6 +168,7 @@ def random_noise(*, eps: float, bounds: tuple[float, float] | None = None) -> At
 def pgd_adversarial(
     base: Objective,
     bounds: tuple[float, float] | None,
+    to_steps: Callable[[str], int],
     *,
     eps: NonNegative,
     steps: Count = 7,
@@ -141,22 +177,28 @@ def pgd_adversarial(
     random_start: bool = True,
     probe: Literal["wrapped", "base"] = "wrapped",
     train_mode: bool = False,
+    ramp: Cadence = "never",
 ) -> Transform:
-    """`adversarial(pgd(...))` from settings; probe "base" attacks the plain loss whatever is wrapped."""
+    """`adversarial(pgd(...))` from settings; probe "base" attacks the plain loss whatever is wrapped, and eps grows
+    linearly over `ramp`."""
     attack = pgd(eps=eps, steps=steps, step_size=step_size, norm=norm, random_start=random_start, bounds=bounds)
-    return adversarial(attack, probe=base if probe == "base" else None, train_mode=train_mode)
+    return adversarial(attack, probe=base if probe == "base" else None, train_mode=train_mode, ramp=to_steps(ramp))
 
 
 def fgsm_adversarial(
     base: Objective,
     bounds: tuple[float, float] | None,
+    to_steps: Callable[[str], int],
     *,
     eps: NonNegative,
+    start: Start = "input",
     probe: Literal["wrapped", "base"] = "wrapped",
     train_mode: bool = False,
+    ramp: Cadence = "never",
 ) -> Transform:
-    """`adversarial(fgsm(...))` from settings."""
-    return adversarial(fgsm(eps=eps, bounds=bounds), probe=base if probe == "base" else None, train_mode=train_mode)
+    """`adversarial(fgsm(...))` from settings; eps grows linearly over `ramp`."""
+    attack = fgsm(eps=eps, bounds=bounds, start=start)
+    return adversarial(attack, probe=base if probe == "base" else None, train_mode=train_mode, ramp=to_steps(ramp))
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers

@@ -43,7 +43,8 @@ def trades(
 
     def term(o: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, aux: Aux) -> Array:
         x, at, looking = take(batch, on), stop_gradient(params), ctx.eval()
-        low, high = (-jnp.inf, jnp.inf) if bounds is None else (bounds[0] - x, bounds[1] - x)
+        least, most = (-jnp.inf, jnp.inf) if bounds is None else bounds
+        low, high = least - x, most - x
 
         def logits(p: Params, delta: Array, ctx: Ctx) -> Array:
             return _outputs(o, p, state, put(batch, on, x + delta), ctx)

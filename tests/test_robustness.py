@@ -1,0 +1,151 @@
+"""The bench: the worst of all attacks on a model whose robustness is known, checks that hold and checks that do not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+import umbrella as um
+from tests.test_pipelines import vision
+from umbrella import attacks, robustness
+from umbrella.artifacts import Table
+from umbrella.objective import View
+from umbrella.settings import SettingsError
+
+KEY = jax.random.key(0)
+RNG = np.random.default_rng(0)
+X = RNG.uniform(0.2, 0.8, (40, 4, 4, 1)).astype(np.float32)
+W = RNG.normal(size=(16, 3)).astype(np.float32)
+
+
+def linear(view: View, x: jax.Array) -> jax.Array:
+    return x.reshape(x.shape[0], -1) @ view.params["w"]
+
+
+def views(*weights: np.ndarray) -> View:
+    return View({"w": jnp.stack([jnp.asarray(w) for w in weights])}, {})
+
+
+Y = (X.reshape(40, -1) @ W).argmax(1).astype(np.int32)
+PLAN = robustness.plan(eps=(0.1, 0.03), rows=40, batch_size=16, checked=40)
+
+
+def distances() -> np.ndarray:
+    """f64[40], how far each row is from another class in l-infinity, when no bound of pixels is in the way."""
+    z = X.reshape(40, -1) @ W
+    return np.asarray(
+        [
+            min((z[i, y] - z[i, j]) / np.abs(W[:, y] - W[:, j]).sum() for j in range(3) if j != y)
+            for i, y in enumerate(Y)
+        ]
+    )
+
+
+def test_of_a_linear_model_the_robust_rows_are_those_that_are_far_enough() -> None:
+    made = robustness.bench(PLAN, linear, views(W, -W), X, Y, KEY)
+    assert made.plan.eps == (0.03, 0.1) and made.clean[0].all() and made.clean[1].mean() < 0.5
+    far = distances()
+    clear = np.abs(far - np.asarray([[0.03], [0.1]])) > 1e-4
+    for e, eps in enumerate(made.plan.eps):  # no pixel is within .1 of its bounds, so they are in nobody's way
+        np.testing.assert_array_equal(made.robust[0, e][clear[e]], (far > eps)[clear[e]])
+    assert (made.robust[:, 1] <= made.robust[:, 0]).all() and (made.robust <= made.clean[:, None]).all()
+    total = sum(v[0] for v in made.first.values())
+    np.testing.assert_array_equal(total, [(~made.robust[0, 0]).sum(), (made.robust[0, 0] & ~made.robust[0, 1]).sum()])
+    assert [c.what for c in made.checks if not c.holds] == []
+    told = robustness.numbers(made)
+    np.testing.assert_allclose(told["linf_0.1"]["accuracy"], made.robust[:, 1].mean(-1))
+    fooled = ~made.robust[0, 1]
+    said = np.asarray(linear(views(W).lane(0), jnp.asarray(made.worst[1]))).argmax(-1)
+    assert (said[fooled] != Y[fooled]).all() and (said[~fooled] == Y[~fooled]).all()
+
+
+def test_a_masked_gradient_is_shown() -> None:
+    """Logits in steps: PGD cannot move, the squares can, and the gradients are all zero."""
+
+    def masked(view: View, x: jax.Array) -> jax.Array:
+        return jnp.round(linear(view, x) * 5) / 5
+
+    rows = [i for i in range(40) if distances()[i] > 0.01]
+    y = np.asarray(masked(views(W).lane(0), jnp.asarray(X))).argmax(-1).astype(np.int32)
+    found = {c.what: c for c in robustness.checks(PLAN, masked, views(W).lane(0), X[rows], y[rows], KEY)}
+    assert not found["gradients are not zero"].holds
+    assert not found["a search without gradients is not stronger than PGD"].holds
+    assert not found["nothing is left when the ball holds everything"].holds
+    made = robustness.Bench(
+        PLAN, *[np.zeros((1, 40), bool)], np.zeros((1, 2, 40), bool), {}, X, y, X[None], y[None], list(found.values())
+    )
+    table = dict(
+        robustness.figures(
+            made._replace(first={n: np.zeros((1, 2)) for n in PLAN.attacks}), masked, views(W), ("a", "b", "c")
+        )
+    )["checks"]
+    assert isinstance(table, Table) and sum(row[1] == "VIOLATED" for row in table.rows) >= 3
+
+
+def test_what_an_attack_says_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AssertionError, match="cheat: left the ball"):
+        robustness._check_ball("linf", 0.1, X, X + 0.2, "cheat")
+    with pytest.raises(AssertionError, match="cheat: left the bounds"):
+        robustness._check_ball("linf", 1.0, X, X + 0.9, "cheat")
+
+    def boast(norm: Any, classes: int) -> tuple[attacks.Search, ...]:
+        honest = attacks.pgd(steps=1, step_size=0.0, random_start=False)
+        return (honest._replace(best=lambda f, c: honest.best(f, c)._replace(fooled=jnp.ones(len(c["y"]), bool))),)
+
+    monkeypatch.setitem(robustness.ATTACKS, "boast", boast)
+    plan = robustness.plan(eps=(0.1,), attacks=("boast",), checked=8)
+    assert robustness.bench(plan, linear, views(W), X, Y, KEY).robust.all()
+
+
+def test_wilson_is_scipys() -> None:
+    for hits in (0, 3, 40):
+        wanted = stats.binomtest(hits, 40).proportion_ci(method="wilson")
+        got = robustness.wilson(np.asarray(hits / 40), 40)
+        np.testing.assert_allclose(got, (wanted.low, wanted.high), atol=1e-6)
+
+
+def test_driven_from_outside_it_is_the_same_search() -> None:
+    f = lambda view, x: linear(view, x)  # noqa: E731
+    view = views(W).lane(0)
+    search = attacks.pgd(steps=7, random_start=False)
+    one = attacks.Driven(search, f, 16)(view, X, Y, 0.05, KEY)
+    other = attacks.found(search, lambda x: f(view, x), jnp.asarray(X), jnp.asarray(Y), 0.05, KEY)
+    assert one.x.shape == X.shape
+    np.testing.assert_array_equal(one.fooled, other.fooled)
+    np.testing.assert_allclose(one.margin[~one.fooled], np.asarray(other.margin)[~one.fooled], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        (dict(eps=()), "config.robustness.eps: no radius"),
+        (dict(eps=(0.1,), attacks=("pgdd",)), "no attack 'pgdd' .did you mean 'pgd'"),
+        (dict(eps=(0.1,), norm="l2", attacks=("square",)), "config.robustness.attacks: square: norm 'l2'"),
+        (dict(eps=(0.1,), norm="l3"), "config.robustness.norm"),
+        (dict(eps=(-0.1,)), "config.robustness.eps"),
+        (dict(epsilon=(0.1,)), "config.robustness.epsilon: no such setting"),
+    ],
+)
+def test_bad_plans_are_one_line(section: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        um.pipelines.build(vision(robustness=section))
+
+
+@pytest.mark.slow
+def test_a_run_tells_of_it(tmp_path: Path) -> None:
+    section = dict(eps=(0.02, 0.1), rows=30, batch_size=30, checked=30, attacks=("pgd", "apgd_dlr"))
+    config = vision(robustness=section, train_for="200 steps", seeds=2)
+    result = um.run(config, workdir=tmp_path / "w", quiet=True)
+    told = result.summary["metrics"]
+    clean, near, far = (np.asarray(told[f"linf_{e}"]["accuracy"]["values"]) for e in ("0", "0.02", "0.1"))
+    assert (clean >= near).all() and (near >= far).all() and clean.min() > 0.5 > far.max()
+    page = (tmp_path / "w" / "report.html").read_text()
+    for word in ("robust_accuracy", "checks", "adversarial", "loss_surface", "what must be so"):
+        assert word in page
+    curve = json.loads((tmp_path / "w" / "artifacts" / "robust_accuracy.json").read_text())["series"]
+    np.testing.assert_allclose(next(iter(curve.values()))[1], [clean.mean(), near.mean(), far.mean()])
