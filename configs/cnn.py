@@ -30,13 +30,12 @@ def get_config(variant: str = "digits") -> ConfigDict:
         c.batch_size = 64
         c.train_for = "30 epochs"
     elif variant == "mnist":
-        c.techniques = ("crop", "label_smoothing")
-        c.crop = dict(pad=2, mode="zero")
-        c.label_smoothing.eps = 0.05
+        c.techniques = ("affine",)
+        c.affine = dict(rotate=12.0, translate=0.08, scale=(0.88, 1.12), shear=6.0)
         c.model = dict(name="cnn", widths=(16, 32, 64), depth=2, head="flat", dropout=0.3)
         c.optimizer = dict(name="adamw", learning_rate=3e-3, schedule="cosine", warmup="5%", weight_decay=2e-2)
         c.batch_size = 128
-        c.train_for = "8 epochs"
+        c.train_for = "14 epochs"
         c.eval_batch_size = 500
     else:
         c.model = dict(name="cnn", widths=(32, 64, 128), depth=2)

@@ -22,7 +22,8 @@ def get_config(variant: str = "digits") -> ConfigDict:
     c.techniques = ()
     c.evals = dict(test=())
     c.ema = 0.0
-    c.optimizer = dict(name="adamw", learning_rate=3e-3, schedule="cosine", warmup="5%", weight_decay=1e-4)
+    # Of 2e-3 and 4e-3 the one whose ensemble of LeNets has the higher accuracy on validation.
+    c.optimizer = dict(name="adamw", learning_rate=4e-3, schedule="cosine", warmup="5%", weight_decay=1e-4)
     c.batch_size = 64
     if variant == "digits":
         c.model = dict(name="cnn", widths=(16, 32), depth=1, head="flat", dropout=0.2)
