@@ -23,7 +23,7 @@ NETS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "tanh": (LeNet(out=4), (12, 12, 1)),
     "gelu": (MLP(out=4, hidden=(8,), activation="gelu"), (3, 3, 1)),
 }
-BENT_BY_MORE = ("tanh", "gelu", "cnn", "cnn, means and norms")  # than ReLUs: CROWN does not know these (poolings)
+BENT_BY_MORE = ("tanh", "gelu")  # than ReLUs and poolings: CROWN does not know these
 
 
 def made(name: str, n: int = 3, eps: float = 0.02) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
@@ -59,7 +59,9 @@ def test_intervals_of_one_layer_by_hand() -> None:
     np.testing.assert_allclose(box.high, [[11.0, 1.5]])
 
 
-@pytest.mark.parametrize("name", slow_but([n for n in NETS if n not in BENT_BY_MORE], ["mlp", "mlp, batch norm"]))
+@pytest.mark.parametrize(
+    "name", slow_but([n for n in NETS if n not in BENT_BY_MORE], ["mlp", "mlp, batch norm", "cnn"])
+)
 def test_margins_that_are_told_are_kept(name: str) -> None:
     """Interval <= CROWN is no law, but both lie below what an attack finds, and CROWN is the tighter on average."""
     f, x, low, high = made(name, n=8)
@@ -71,7 +73,8 @@ def test_margins_that_are_told_are_kept(name: str) -> None:
     found = attacks.found(attacks.pgd(steps=20, loss="margin", bounds=(-9.0, 9.0)), f, x, y, 0.02, jax.random.key(0))
     for how, low_margin in told.items():
         assert (low_margin <= -np.asarray(found.margin) + 1e-4).all(), how
-    assert told["crown"].mean() > told["interval"].mean()
+    if "cnn" not in name:  # a pooling's high end is a number to CROWN, so there it may be the looser
+        assert told["crown"].mean() > told["interval"].mean()
 
 
 def test_crown_by_linear_programming() -> None:

@@ -16,7 +16,7 @@ FLOORS = {
     3: "gradients optim step train_state",
     4: (
         "artifacts baselines blame checkpoint compare data environment evaluation experiment loop parallel report "
-        "robustness workdir writers"
+        "robustness smoothing workdir writers"
     ),
     5: "pipelines runs",
     6: "cli diagnose verify",

@@ -113,7 +113,7 @@ def test_decoupled_weight_decay_by_hand(name: str) -> None:
         ("adam", optax.adam(0.1)),
         ("adamw", optax.adamw(0.1)),  # which decays; the name alone made adam
         ("lion", optax.lion(0.1, b1=0.9, b2=0.99, weight_decay=0)),
-        ("rmsprop", optax.rmsprop(0.1, decay=0.999, eps=1e-8, eps_in_sqrt=True)),
+        ("rmsprop", optax.rmsprop(0.1, decay=0.9, eps=1e-8, eps_in_sqrt=True)),
         ("sgd", optax.sgd(0.1)),
     ],
 )

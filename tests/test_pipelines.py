@@ -27,6 +27,8 @@ SETTINGS = {  # of every technique that has one without a default
     "adversarial": dict(eps=0.1),
     **{name: {} for name in ("affine", "alternating_flip", "colour", "crop", "cutmix", "cutout", "elastic", "flip")},
     "awp": {},
+    "certified": dict(eps=0.05),
+    "corruption": dict(kind="contrast"),
     "fgsm": dict(eps=0.1),
     "importance_weighted": dict(samples=3),
     "l1": dict(weight=0.1),

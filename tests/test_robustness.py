@@ -77,13 +77,18 @@ def test_a_masked_gradient_is_shown() -> None:
     assert not found["a search without gradients is not stronger than PGD"].holds
     assert not found["nothing is left when the ball holds everything"].holds
     made = robustness.Bench(
-        PLAN, *[np.zeros((1, 40), bool)], np.zeros((1, 2, 40), bool), {}, X, y, X[None], y[None], list(found.values())
+        PLAN,
+        np.zeros((1, 40), bool),
+        np.zeros((1, 2, 40), bool),
+        {name: np.zeros((1, 2), np.int64) for name in PLAN.attacks},
+        X,
+        y,
+        X[None],
+        y[None],
+        list(found.values()),
+        None,
     )
-    table = dict(
-        robustness.figures(
-            made._replace(first={n: np.zeros((1, 2)) for n in PLAN.attacks}), masked, views(W), ("a", "b", "c")
-        )
-    )["checks"]
+    table = dict(robustness.figures(made, masked, views(W), ("a", "b", "c")))["checks"]
     assert isinstance(table, Table) and sum(row[1] == "VIOLATED" for row in table.rows) >= 3
 
 
@@ -98,7 +103,7 @@ def test_what_an_attack_says_is_looked_at_again(monkeypatch: pytest.MonkeyPatch)
         return (honest._replace(best=lambda f, c: honest.best(f, c)._replace(fooled=jnp.ones(len(c["y"]), bool))),)
 
     monkeypatch.setitem(robustness.ATTACKS, "boast", boast)
-    plan = robustness.plan(eps=(0.1,), attacks=("boast",), checked=8)
+    plan = robustness.plan(eps=(0.1,), attacks=("boast",), checked=0)
     assert robustness.bench(plan, linear, views(W), X, Y, KEY).robust.all()
 
 
@@ -138,14 +143,15 @@ def test_bad_plans_are_one_line(section: dict[str, Any], says: str) -> None:
 
 @pytest.mark.slow
 def test_a_run_tells_of_it(tmp_path: Path) -> None:
-    section = dict(eps=(0.02, 0.1), rows=30, batch_size=30, checked=30, attacks=("pgd", "apgd_dlr"))
+    section = dict(eps=(0.02, 0.1), rows=30, batch_size=30, checked=30, attacks=("pgd", "apgd_dlr"), corruptions=True)
     config = vision(robustness=section, train_for="200 steps", seeds=2)
     result = um.run(config, workdir=tmp_path / "w", quiet=True)
     told = result.summary["metrics"]
     clean, near, far = (np.asarray(told[f"linf_{e}"]["accuracy"]["values"]) for e in ("0", "0.02", "0.1"))
     assert (clean >= near).all() and (near >= far).all() and clean.min() > 0.5 > far.max()
+    assert 0.1 < told["corrupted"]["accuracy"]["mean"] < clean.mean()
     page = (tmp_path / "w" / "report.html").read_text()
-    for word in ("robust_accuracy", "checks", "adversarial", "loss_surface", "what must be so"):
+    for word in ("robust_accuracy", "checks", "adversarial", "loss_surface", "corruptions", "what must be so"):
         assert word in page
     curve = json.loads((tmp_path / "w" / "artifacts" / "robust_accuracy.json").read_text())["series"]
     np.testing.assert_allclose(next(iter(curve.values()))[1], [clean.mean(), near.mean(), far.mean()])

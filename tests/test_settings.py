@@ -220,10 +220,16 @@ def test_choose() -> None:
 
 
 def test_the_fields_of_a_linen_module_are_its_settings() -> None:
-    assert settings.accepts(MLP).keys() == {"out", "hidden", "activation", "dropout", "norm"}
+    assert settings.accepts(MLP).keys() == {"out", "hidden", "activation", "dropout", "norm", "kernel_init"}
     assert settings.injects(MLP) == ()
     got = settings.check(MLP, {"hidden": [8.0, 4]}, "model.", given=("out",))
-    assert got == {"hidden": (8, 4), "activation": "relu", "dropout": 0.0, "norm": "none"}
+    assert got == {
+        "hidden": (8, 4),
+        "activation": "relu",
+        "dropout": 0.0,
+        "norm": "none",
+        "kernel_init": "lecun_normal",
+    }
     for wrong, says in [
         ({"out": 2, "dropout": 1.0}, "config.model.dropout: 1.0 must be in"),
         ({"out": 2, "norm": "bacth"}, "config.model.norm: 'bacth' is not one of the choices (did you mean 'batch'?)"),

@@ -18,8 +18,8 @@ __version__ = "0.1.0"
 _HOME = {
     "objective": "Aux Ctx Objective View add_term chain map_batch map_params measure supervised",
     "transforms": (
-        "adversarial binarise fgsm importance_weighted l1 l2 label_smoothing lora mixup pgd pixels random_noise "
-        "reconstruct sam"
+        "adversarial awp binarise certified corruption fgsm importance_weighted l1 l2 label_smoothing lora mixup pgd "
+        "pixels random_noise reconstruct sam trades vat"
     ),
     "gradients": "grad_of microbatch",
     "step": "After Step alternate ema gather guard program repeat stream then train_step update",
@@ -33,7 +33,9 @@ _HOME = {
 _NAMES = {name: home for home, names in _HOME.items() for name in names.split()}
 _MODULES = [
     "artifacts",
+    "attacks",
     "baselines",
+    "bounds",
     "checkpoint",
     "data",
     "environment",
@@ -48,8 +50,10 @@ _MODULES = [
     "parallel",
     "pipelines",
     "report",
+    "robustness",
     "runs",
     "settings",
+    "smoothing",
     "step",
     "train_state",
     "transforms",

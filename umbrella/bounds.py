@@ -29,6 +29,12 @@ class UnknownOperation(NotImplementedError):
     """A network uses what there is no bound for here."""
 
 
+class Unknown(NamedTuple):
+    """A value without bounds. It is no mistake until something that is asked for depends on it."""
+
+    why: str
+
+
 def interval(f: Fn, low: Array, high: Array) -> Box:
     """Bounds of f(x) for every x with low <= x <= high, by interval arithmetic (Gowal et al. 2018).
 
@@ -37,7 +43,7 @@ def interval(f: Fn, low: Array, high: Array) -> Box:
     """
     closed = jax.make_jaxpr(f)(low)
     (out,) = _forward(closed.jaxpr, closed.consts, [Box(low, high)])[0]
-    return out if isinstance(out, Box) else Box(out, out)
+    return _box(out)
 
 
 def linear(f: Fn, low: Array, high: Array, spec: Array) -> Array:
@@ -45,8 +51,8 @@ def linear(f: Fn, low: Array, high: Array, spec: Array) -> Array:
 
     Every ReLU is put between two lines that its interval allows: above by the chord, below by the steeper of 0 and 1
     (Zhang et al. 2018, section 3.3); the intervals are those of `interval`, which makes it CROWN-IBP (Zhang et al.
-    2020). Never below what `interval` gives for the last layer put together with spec. ReLU is the only bent operation
-    that it knows.
+    2020). Of a maximum over a window: at least the entry whose low end is largest, at most the largest high end. Other
+    bent operations it does not know.
 
     Args:
       f: x f32[B, ...] -> f32[B, C], rows apart.
@@ -60,20 +66,34 @@ def linear(f: Fn, low: Array, high: Array, spec: Array) -> Array:
     return _backward(closed.jaxpr, known, Box(low, high), spec)
 
 
+def differences(f: Fn, low: Array, high: Array, y: Array, *, how: str = "crown") -> Array:
+    """Lower bounds f32[B, C] of z_y - z_j for every class j over the box; 0 for y itself.
+
+    Args:
+      how: "interval" (the last linear layers put together with the differences: Gowal et al. 2018, section 3) or
+        "crown".
+
+    Raises:
+      ValueError: no such way.
+      UnknownOperation: f uses an operation that has no rule here.
+    """
+    if how not in ("interval", "crown"):
+        raise ValueError(f"bounds: how={how!r} is neither 'interval' nor 'crown'")
+    classes = jax.eval_shape(f, low).shape[-1]
+    eye = jnp.eye(classes, dtype=low.dtype)
+    spec = eye[y][:, None] - eye.reshape(1, classes, classes)  # e_y - e_j
+    closed = jax.make_jaxpr(f)(low)
+    _, known = _forward(closed.jaxpr, closed.consts, [Box(low, high)])
+    return _backward(closed.jaxpr, known, Box(low, high), spec, stop=how == "interval")
+
+
 def margins(f: Fn, low: Array, high: Array, y: Array, *, how: str = "crown") -> Array:
     """Lower bounds f32[B] of z_y - max_{j != y} z_j over the box: positive where all of it is classified as y.
 
-    Args:
-      how: "interval" (the last linear layers put together with the differences, as Gowal et al. 2018, section 4) or
-        "crown".
+    Args and raises: as `differences`.
     """
-    classes = jax.eval_shape(f, low).shape[-1]
-    eye = jnp.eye(classes, dtype=low.dtype)
-    spec = eye[y][:, None] - eye[None]  # [B, C, C]: e_y - e_j; the row of y itself is 0
-    closed = jax.make_jaxpr(f)(low)
-    _, known = _forward(closed.jaxpr, closed.consts, [Box(low, high)])
-    told = _backward(closed.jaxpr, known, Box(low, high), spec, stop=how == "interval")
-    return jnp.where(eye[y] > 0, jnp.inf, told).min(-1)
+    told = differences(f, low, high, y, how=how)
+    return jnp.where(jax.nn.one_hot(y, told.shape[1], dtype=bool), jnp.inf, told).min(-1)
 
 
 # -------------------------------------------------------------------------------------------------------------- forward
@@ -94,6 +114,8 @@ def _contracted(op: Callable[..., Any], args: Sequence[Any]) -> Box:
 
 
 def _box(a: Any) -> Box:
+    if isinstance(a, Unknown):
+        raise UnknownOperation(a.why)
     return a if isinstance(a, Box) else Box(a, a)
 
 
@@ -141,6 +163,13 @@ def _select(op: Any, args: Sequence[Any]) -> Box:
     return _both(op, args)
 
 
+def _finite(op: Any, args: Sequence[Any]) -> Array:
+    """Between finite ends everything is."""
+    (a,) = args
+    out: Array = op(a.low) & op(a.high)
+    return out
+
+
 RISING = [
     "reshape",
     "broadcast_in_dim",
@@ -180,8 +209,9 @@ RISING = [
     "reduce_precision",
     "stop_gradient",
 ]
-FORWARD: dict[str, Callable[[Any, Sequence[Any]], Box]] = {
+FORWARD: dict[str, Callable[[Any, Sequence[Any]], Any]] = {
     **dict.fromkeys(RISING, _both),
+    "is_finite": _finite,
     "add": _add,
     "add_any": _add,
     "sub": _sub,
@@ -234,20 +264,31 @@ def _forward(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> tuple[li
                 continue
             op = partial(_bound, eqn)
             values = [v for v, _ in given]
-            if not any(isinstance(v, Box) for v in values):
+            if not any(isinstance(v, Box | Unknown) for v in values):
                 made = op(*values)
                 made = made if eqn.primitive.multiple_results else [made]
                 env.update(zip(eqn.outvars, ((m, -1) for m in made), strict=True))
                 continue
+            if lost := next((v for v in values if isinstance(v, Unknown)), None):
+                env.update(zip(eqn.outvars, ((lost, -1) for _ in eqn.outvars), strict=True))
+                continue
             if name not in FORWARD:
-                raise UnknownOperation(f"there is no bound for the operation {name!r}")
+                unknown = Unknown(f"there is no bound for the operation {name!r}")
+                env.update(zip(eqn.outvars, ((unknown, -1) for _ in eqn.outvars), strict=True))
+                continue
             single = (lambda *a, op=op: op(*a)[0]) if eqn.primitive.multiple_results else op
             number = fresh()
-            steps.append(Step(eqn, tuple(values), tuple(n for _, n in given), number))
-            env[eqn.outvars[0]] = (FORWARD[name](single, values), number)
+            try:
+                made = FORWARD[name](single, values)
+            except UnknownOperation as error:
+                made = Unknown(str(error))
+            if isinstance(made, Box):
+                steps.append(Step(eqn, tuple(values), tuple(n for _, n in given), number))
+            env[eqn.outvars[0]] = (made, number if isinstance(made, Box) else -1)
         return [read(v) for v in jaxpr.outvars]
 
     out = run(jaxpr, consts, [(a, 0) for a in args])
+    _box(out[0][0])  # raises where it is not known
     return [v for v, _ in out], [*steps, Step(None, (), (out[0][1],), -1)]
 
 
@@ -319,6 +360,15 @@ def _backward(jaxpr: Any, steps: list[Step], box: Box, spec: Array, *, stop: boo
             x, level = step.args[boxes[0]], step.args[1 - boxes[0]]
             back, offset = _relu(a, x, level)
             constant = constant + offset
+            weight[step.into[boxes[0]]] = weight.get(step.into[boxes[0]], 0) + back
+        elif name == "reduce_window_max" and not stop:
+            # At least what was the largest low end is; at most the largest high end, which is a number.
+            del weight[step.out]
+            (x,) = (step.args[i] for i in boxes)
+            _, pull = jax.vjp(partial(_bound, step.eqn), x.low)
+            top = _bound(step.eqn, x.high)
+            constant = constant + _dot(jnp.minimum(a, 0), top)
+            back = jax.vmap(pull)(jnp.maximum(a, 0))[0]
             weight[step.into[boxes[0]]] = weight.get(step.into[boxes[0]], 0) + back
         elif not stop:
             raise UnknownOperation(f"there is no linear bound for the operation {name!r}")

@@ -6,7 +6,7 @@ number worth anything are the checks beside it (Athalye et al. 2018, Carlini et 
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,8 @@ from umbrella.artifacts import Curves, Images, Matrix, Table
 from umbrella.attacks import Driven, Norm, Search
 from umbrella.objective import Array, View
 from umbrella.scores import interval
-from umbrella.settings import Count, Positive, SettingsError, near
+from umbrella.settings import Count, Natural, Positive, SettingsError, near
+from umbrella.transforms.corrupt import KINDS, SEVERITIES, corrupted
 
 Logits = Callable[[View, Array], Array]  # (view of one seed, x f32[B, ...] in its bounds) -> logits f32[B, C]
 TARGETS = 9
@@ -56,6 +57,7 @@ class Plan(NamedTuple):
     rows: int
     batch_size: int
     checked: int
+    corruptions: bool
 
 
 def plan(
@@ -65,7 +67,8 @@ def plan(
     attacks: tuple[str, ...] = QUICK,
     rows: Count = 1000,
     batch_size: Count = 250,
-    checked: Count = 200,
+    checked: Natural = 200,
+    corruptions: bool = False,
 ) -> Plan:
     """A section of a config: robustness = dict(eps=(0.1, 0.2, 0.3)).
 
@@ -75,7 +78,8 @@ def plan(
       attacks: names of ATTACKS, in turn, each on the rows that stand; or "quick" or "standard" alone.
       rows: of the test split, the first so many; all when there are no more.
       batch_size: rows that are attacked at once.
-      checked: rows of the checks.
+      checked: rows of the checks; 0 for none.
+      corruptions: whether the rows are corrupted, too: 11 kinds at 5 severities, see `umbrella.transforms.corrupt`.
 
     Raises:
       SettingsError: no such attack, or one that is not written for the norm; no radius.
@@ -90,7 +94,7 @@ def plan(
             ATTACKS[name](norm, 2)
         except ValueError as error:
             raise SettingsError(f"config.robustness.attacks: {error}") from None
-    return Plan(norm, tuple(sorted(set(eps))), names, rows, batch_size, checked)
+    return Plan(norm, tuple(sorted(set(eps))), names, rows, batch_size, checked, corruptions)
 
 
 class Check(NamedTuple):
@@ -113,6 +117,7 @@ class Bench(NamedTuple):
     worst: np.ndarray  # f32[E, N, ...], of the first seed: what fools it, or the row itself
     label: np.ndarray  # i64[E, N], of the first seed: what is predicted there
     checks: list[Check]
+    corrupted: np.ndarray | None  # f64[K, kinds, 5], the accuracy on the rows when they are corrupted
 
 
 def bench(plan: Plan, f: Logits, views: View, x: np.ndarray, y: np.ndarray, key: Array) -> Bench:
@@ -158,8 +163,28 @@ def bench(plan: Plan, f: Logits, views: View, x: np.ndarray, y: np.ndarray, key:
                 for row, where in there.items():
                     worst[e, row] = where
                 label[e] = say(worst[e])
-    told = checks(plan, f, views.lane(0), x[: plan.checked], y[: plan.checked], jax.random.fold_in(key, 1))
-    return Bench(plan, clean, robust, first, x, y, worst, label, told)
+    some = slice(0, plan.checked)
+    told = checks(plan, f, views.lane(0), x[some], y[some], jax.random.fold_in(key, 1)) if plan.checked else []
+    worse = corruptions(f, views, x, y, jax.random.fold_in(key, 2), size) if plan.corruptions else None
+    return Bench(plan, clean, robust, first, x, y, worst, label, told, worse)
+
+
+def corruptions(f: Logits, views: View, x: np.ndarray, y: np.ndarray, key: Array, size: int) -> np.ndarray:
+    """f64[K, kinds, 5]: the accuracy of every seed on the rows under every corruption, at severities 1 to 5.
+
+    Source: Hendrycks and Dietterich 2019.
+    """
+    seeds = jax.tree.leaves(views)[0].shape[0]
+    predict = jax.jit(lambda view, x: f(view, x).argmax(-1))
+    out = np.zeros((seeds, len(KINDS), SEVERITIES))
+    for i, kind in enumerate(KINDS):
+        for severity in range(1, SEVERITIES + 1):
+            worse = jax.jit(partial(corrupted, kind=cast(Any, kind), severity=severity))
+            parts = [np.asarray(worse(x[j : j + size], jax.random.fold_in(key, j))) for j in range(0, len(x), size)]
+            for k in range(seeds):
+                said = _by_batch(partial(predict, views.lane(k)), np.concatenate(parts), size)
+                out[k, i, severity - 1] = np.mean(said == y)
+    return out
 
 
 def hash_of(name: str) -> int:
@@ -269,6 +294,8 @@ def numbers(made: Bench) -> Mapping[str, Mapping[str, Any]]:
     """Evaluation -> metric -> one number for each seed: "linf_0.3" -> {"accuracy": f64[K]}; and of the rows, clean."""
     at = {f"{made.plan.norm}_0": made.clean.mean(-1)}
     at |= {f"{made.plan.norm}_{e:g}": made.robust[:, i].mean(-1) for i, e in enumerate(made.plan.eps)}
+    if made.corrupted is not None:
+        at["corrupted"] = made.corrupted.mean((1, 2))
     return {name: {"accuracy": v if len(v) > 1 else float(v[0])} for name, v in at.items()}
 
 
@@ -289,17 +316,19 @@ def figures(made: Bench, f: Logits, views: View, names: tuple[str, ...]) -> Iter
     )
     name = "worst of all attacks"
     yield "robust_accuracy", Curves({name: (eps, mean)}, "eps", "accuracy", caption, {name: (low, high)})
-    yield (
-        "checks",
-        Table(
-            ("what must be so", "", "measured"),
-            tuple((c.what, "holds" if c.holds else "VIOLATED", c.told) for c in made.checks),
-            f"Whether to believe it: the first {min(plan.checked, n)} rows, the first seed, eps {plan.eps[-1]:g}.",
-        ),
-    )
+    if made.checks:
+        caption = f"Whether to believe it: the first {min(plan.checked, n)} rows, the first seed, eps {plan.eps[-1]:g}."
+        told = tuple((c.what, "holds" if c.holds else "VIOLATED", c.told) for c in made.checks)
+        yield "checks", Table(("what must be so", "", "measured"), told, caption)
     rows = tuple((name, *(f"{v:.1f}" for v in made.first[name].mean(0))) for name in plan.attacks)
     caption = "Rows that an attack was the first to fool, at each radius, of those that stood until there."
     yield "attacks", Table(("attack", *(f"eps {e:g}" for e in plan.eps)), rows, caption)
+    if made.corrupted is not None:
+        error = 1 - made.corrupted.mean(0)
+        cells = tuple((kind.replace("_", " "), *row, row.mean()) for kind, row in zip(KINDS, error, strict=True))
+        caption = f"Errors on corrupted rows, a mean over seeds; of all, the mean corruption error, {error.mean():.4f}."
+        columns = ("corruption", *(f"severity {i + 1}" for i in range(SEVERITIES)), "mean")
+        yield "corruptions", Table(columns, tuple((r[0], *map(float, r[1:])) for r in cells), caption)
     if made.x.ndim == 4 and made.x.shape[-1] in (1, 3):
         yield "adversarial", _twins(made, names)
     fooled = np.flatnonzero(made.clean[0] & ~made.robust[0, -1])

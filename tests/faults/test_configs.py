@@ -22,7 +22,7 @@ SMALL = (
 PREPARED = ("airbench94", "cifar10", "mnist")  # variants whose set TensorFlow Datasets prepares
 SHAPES = {"airbench94": (32, 32, 3), "cifar10": (32, 32, 3), "mnist": (28, 28, 1)}
 # A pass of a convolutional network over 10,000 images takes half a minute: these get a few rows of noise of that shape.
-STAND_INS = ("adversarial.py", "cifar_fast.py", "cnn.py", "ensemble.py", "resnet.py")
+STAND_INS = ("adversarial.py", "certified.py", "cifar_fast.py", "cnn.py", "ensemble.py", "resnet.py")
 CASES = {
     "adversarial.py:digits": ("--config.robustness.rows=16", "--config.robustness.checked=8"),
     "adversarial.py:mnist": ("--config.robustness.rows=8", "--config.robustness.checked=8"),
@@ -31,6 +31,8 @@ CASES = {
         "--config.robustness.checked=8",
         "--config.model.depth=20",
     ),
+    "certified.py:digits": ("--config.robustness.rows=16", "--config.robustness.checked=8"),
+    "certified.py:mnist": ("--config.robustness.rows=8", "--config.robustness.checked=8"),
     "cifar_fast.py:airbench94": ("--config.model.widths=(8, 16, 16)", "--config.batch_size=64"),
     "cifar_fast.py:cifar10": ("--config.model.widths=(8, 16, 16)", "--config.batch_size=64"),
     "cifar_fast.py:digits": (),
@@ -57,7 +59,7 @@ CASES = {
 
 
 # One variant of a config is tried by `make test`, those that compile for long by `make test-slow`.
-LATER = ("adversarial.py:digits", "cifar_fast.py:digits", "resnet.py:digits")
+LATER = ("adversarial.py:digits", "certified.py:digits", "cifar_fast.py:digits", "resnet.py:digits")
 FIRST = tuple(c for c in CASES if c not in LATER and (c.endswith(":digits") or c.startswith("edges.py")))
 
 

@@ -24,6 +24,8 @@ from umbrella.transforms.augment import (
 )
 from umbrella.transforms.batch import binarise, cutmix, label_smoothing, mixup, pixels, reconstruct
 from umbrella.transforms.bound import importance_weighted
+from umbrella.transforms.certified import certified, certified_of
+from umbrella.transforms.corrupt import corruption
 from umbrella.transforms.penalty import l1, l2
 from umbrella.transforms.randaugment import randaugment
 from umbrella.transforms.reparam import lora
@@ -39,8 +41,10 @@ __all__ = [
     "awp",
     "binarise",
     "build",
+    "certified",
     "check_sections",
     "colour",
+    "corruption",
     "crop",
     "cutmix",
     "cutout",
@@ -68,7 +72,9 @@ TABLE: dict[str, Callable[..., Transform]] = {
     "affine": affine,
     "alternating_flip": alternating_flip,
     "awp": awp_of_trainable,
+    "certified": certified_of,
     "colour": colour,
+    "corruption": corruption,
     "crop": crop,
     "cutmix": cutmix,
     "cutout": cutout,

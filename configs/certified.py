@@ -1,0 +1,41 @@
+"""A classifier that is certified: a bound says of which test rows that no input within eps is classified wrongly.
+
+    python launch.py --config=configs/certified.py             scikit-learn's digits, which need no download
+    python launch.py --config=configs/certified.py:mnist       MNIST, l-infinity .3
+
+Trained by interval bounds (Gowal et al. 2018); by CROWN's first and intervals in the end (Zhang et al. 2020):
+--config.certified.how=crown. "verified" is the share that is proved; no attack can do better than its complement.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "digits") -> ConfigDict:
+    if variant not in ("digits", "mnist"):
+        raise ValueError(f"configs/certified.py:{variant}: no such variant (one of: digits, mnist)")
+    c = ConfigDict()
+    c.pipeline = "vision"
+    c.data = dict(name=variant)
+    c.seed = 0
+    c.seeds = 1
+    c.techniques = ("certified",)
+    c.ema = 0.0
+    c.log_every, c.eval_every, c.checkpoint_every = "50 steps", "1 epoch", "25%"
+    if variant == "digits":
+        eps, train_eps = 0.1, 0.1
+        c.model = dict(name="mlp", hidden=(128, 64))
+        c.optimizer = dict(name="adam", learning_rate=2e-3, schedule="cosine")
+        c.batch_size = 64
+        c.train_for = "100 epochs"
+        c.robustness = dict(eps=(eps / 2, eps), rows=359)
+    else:
+        eps, train_eps = 0.3, 0.4
+        c.model = dict(name="cnn", widths=(16, 32), depth=1, head="flat", norm="none")
+        c.optimizer = dict(name="adam", learning_rate=1e-3, schedule="cosine")
+        c.batch_size = 128
+        c.train_for = "20 epochs"
+        c.eval_batch_size = 500
+        c.robustness = dict(eps=(0.1, 0.2, 0.3), rows=1000)
+    c.certified = dict(eps=eps, train_eps=train_eps, how="interval", kappa=0.5, ramp="60%")
+    c.evals = dict(test=("certified",))
+    return c
