@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import optimize
 
+from tests.helpers import slow_but
 from umbrella import attacks
 from umbrella.attacks import balls, boundary, climbs, gradient
 
@@ -255,10 +256,11 @@ SEARCHES = {
     "square": attacks.square(steps=20),
     "restarted": attacks.restarted(attacks.pgd(steps=3), 3),
 }
+FIRST = ("apgd l1", "fab", "pgd l2", "restarted", "square")
 NORM = {name: next((n for n in ("l2", "l1") if n in name), "linf") for name in SEARCHES}
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", slow_but(SEARCHES, FIRST))
 def test_what_is_found_is_in_the_ball_and_told_truly(name: str) -> None:
     """Bounds, the norm, the margin that is told, and at eps 0 the input itself."""
     x = jnp.asarray(RNG.uniform(0, 1, (8, 2, 3, 2)), jnp.float32)
@@ -277,7 +279,7 @@ def test_what_is_found_is_in_the_ball_and_told_truly(name: str) -> None:
     np.testing.assert_allclose(got.x[7], x[7], atol=1e-7)
 
 
-@pytest.mark.parametrize("name", sorted(set(SEARCHES) - {"square"}))
+@pytest.mark.parametrize("name", slow_but(sorted(set(SEARCHES) - {"square"}), ["apgd", "fab"]))
 def test_rows_do_not_know_of_one_another(name: str) -> None:
     """With their own random numbers taken away: what stands beside a row changes nothing."""
     x = jnp.asarray(RNG.uniform(0, 1, (6, 12)), jnp.float32)

@@ -186,6 +186,7 @@ LATER = (
     "fgsm",
     "importance_weighted",
     "l1",
+    "pixels",
     "trades",
     "vat",
 )  # which have a near relative among the first

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from tests.helpers import slow_but
 from umbrella import data
 from umbrella.transforms.corrupt import KINDS, STRENGTH, corrupted
 
@@ -23,7 +24,7 @@ def test_every_kind_has_five_strengths() -> None:
     assert set(STRENGTH) == set(KINDS) and {len(v) for v in STRENGTH.values()} == {5}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", slow_but(KINDS, ["contrast", "jpeg", "rotate", "shot_noise"]))
 def test_it_gets_worse_and_stays_in_range(kind: Any) -> None:
     """The mean square distance to the image rises with severity; rows have draws of their own."""
     far = []

@@ -85,6 +85,7 @@ def test_the_step_is_learnt_to_a_thousandth(tmp_path: Path) -> None:
     assert {"kernel", "edges", "receptive_fields"} <= {e["name"] for e in index}
 
 
+@pytest.mark.slow
 def test_sobel_is_learnt_from_noise_as_well_as_by_least_squares(tmp_path: Path) -> None:
     """Its error is that of the noise: within 1 % of least squares', which is not zero."""
     r = um.run(config("sobel"), workdir=tmp_path, quiet=True)

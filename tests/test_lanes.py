@@ -92,6 +92,7 @@ def test_every_seed_draws_its_own_sample_with_replacement() -> None:
         assert (again != seen).any() and (np.sort(again) == np.sort(seen)).all()
 
 
+@pytest.mark.slow
 def test_members_of_a_bag_differ_where_runs_on_the_same_data_in_the_same_order_do_not(tmp_path: Path) -> None:
     plain, bag = (trained(tmp_path, str(r), resample=r, seeds=2).ts for r in (False, True))
     assert gap(plain.params, bag.params) > 1e-3

@@ -59,7 +59,7 @@ CASES = {
 
 
 # One variant of a config is tried by `make test`, those that compile for long by `make test-slow`.
-LATER = ("adversarial.py:digits", "certified.py:digits", "cifar_fast.py:digits", "resnet.py:digits")
+LATER = ("adversarial.py:digits", "certified.py:digits", "cifar_fast.py:digits", "edges.py:sobel", "resnet.py:digits")
 FIRST = tuple(c for c in CASES if c not in LATER and (c.endswith(":digits") or c.startswith("edges.py")))
 
 
