@@ -9,8 +9,11 @@ import pytest
 from scipy import optimize
 
 from tests.helpers import slow_but
-from umbrella import attacks
+from umbrella import attacks, losses
 from umbrella.attacks import balls, boundary, climbs, gradient
+from umbrella.models import MLP
+from umbrella.objective import Ctx, supervised
+from umbrella.transforms import adversarial, searched
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -308,6 +311,47 @@ def test_more_starts_are_never_worse() -> None:
         for n in (1, 8)
     ]
     assert margins[1] > margins[0]
+
+
+def test_a_search_on_another_network_is_judged_on_this_one() -> None:
+    """From itself it is the search; from one that says the opposite it makes matters better, and the input stays."""
+    x = jnp.asarray(RNG.uniform(0, 1, (16, 12)), jnp.float32)
+    f, y = linear(W, BIAS), linear(W, BIAS)(x).argmax(1)
+    search = attacks.pgd(steps=5, loss="margin", random_start=False)
+    own = attacks.found(search, f, x, y, 0.1, KEY)
+    same = attacks.found(attacks.transferred(search, f), f, x, y, 0.1, KEY)
+    np.testing.assert_allclose(same.margin, own.margin, atol=1e-5)
+    other = attacks.transferred(search, linear(W + 0.3 * RNG.normal(size=W.shape), BIAS))
+    near = attacks.found(other, f, x, y, 0.1, KEY)
+    clean = attacks.told(f, x, y).margin
+    assert (near.margin <= own.margin + 1e-5).all() and near.margin.mean() > clean.mean()
+    opposite = attacks.found(attacks.transferred(search, linear(-W, BIAS)), f, x, y, 0.1, KEY)
+    assert (opposite.margin >= clean - 1e-6).all()
+
+
+def test_the_expectation_is_over_probabilities() -> None:
+    noisy = lambda x, key: CLASSIFIER(x) + jax.random.normal(key, (3,)).reshape(1, 3)  # noqa: E731
+    got = attacks.expected(noisy, KEY, 5)(X)
+    p = np.mean([jax.nn.softmax(noisy(X, k)) for k in jax.random.split(KEY, 5)], 0)
+    np.testing.assert_allclose(np.exp(got), p, rtol=1e-5)
+    with pytest.raises(ValueError, match="0 draws are none"):
+        attacks.expected(noisy, KEY, 0)
+
+
+def test_a_search_is_an_attack_on_an_objective() -> None:
+    """What reaches the objective is what was found; soft labels are refused."""
+    o = supervised(MLP(out=3, hidden=(4,)), losses.cross_entropy)
+    batch = {"x": jnp.asarray(RNG.uniform(0, 1, (8, 12)), jnp.float32), "y": Y}
+    ctx = Ctx(KEY, jnp.int32(0), {}, train=False)
+    params, state = o.init(batch, ctx)
+    search = attacks.pgd(steps=3, random_start=False)
+    f = lambda x: o.apply(params, state, {**batch, "x": x}, ctx)[1].outputs  # noqa: E731
+    wanted = attacks.found(search, f, batch["x"], Y, 0.2, KEY)
+    loss, aux = adversarial(searched(search, eps=0.2))(o).apply(params, state, batch, ctx)
+    np.testing.assert_allclose(attacks.told(lambda x: aux.outputs, batch["x"], Y).margin, wanted.margin, atol=1e-5)
+    soft = {**batch, "y": jax.nn.one_hot(Y, 3)}
+    with pytest.raises(ValueError, match="needs labels"):
+        adversarial(searched(search, eps=0.2))(o).apply(params, state, soft, ctx)
 
 
 def test_bad_settings_are_one_line() -> None:

@@ -32,7 +32,7 @@ from tests.helpers import (
     slow_but,
     tmap,
 )
-from umbrella import losses, metrics, parallel, transforms
+from umbrella import attacks, losses, metrics, parallel, transforms
 from umbrella.checkpoint import Checkpoints
 from umbrella.gradients import grad_of, microbatch
 from umbrella.models import MLP
@@ -119,6 +119,13 @@ TABLE = {
         eval="acts",
         cost=lambda grad, attack: grad + 2 * attack,
     ),
+    "apgd": Row(
+        lambda o: transforms.adversarial(transforms.searched(attacks.apgd(steps=2, bounds=(-9.0, 9.0)), eps=0.1)),
+        lambda o: transforms.adversarial(transforms.searched(attacks.apgd(steps=2, bounds=(-9.0, 9.0)), eps=0.0)),
+        eval="acts",
+        cost=lambda grad, attack: grad + 3 * attack,
+        microbatch=False,
+    ),
     "pgd_on_base": Row(
         lambda o: chain(
             transforms.label_smoothing(C, eps=0.1),
@@ -181,6 +188,7 @@ TABLE = {
 NAMES = sorted(TABLE)
 # Augmentations share their lift and their streams, attacks their steps: in `make test` the laws of one stand for all.
 LATER = (
+    "apgd",
     "awp",
     "certified",
     "fgsm",

@@ -45,6 +45,9 @@ def _quick_compilation() -> Any:
     jax.config.update("jax_disable_most_optimizations", before)
 
 
+FIRST = ("README.md", "resume_and_extend.md", "your_own_data.md")  # the others are for `make test-slow`
+
+
 @pytest.fixture
 def _tables() -> Any:
     """A page may add a row to a table, which the next test must not find."""
@@ -56,7 +59,14 @@ def _tables() -> Any:
 
 
 @pytest.mark.usefixtures("_quick_compilation", "_tables")
-@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p.read_text())], ids=name_of)
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(p, id=name_of(p), marks=() if p.name in FIRST else pytest.mark.slow)
+        for p in PAGES
+        if blocks(p.read_text())
+    ],
+)
 def test_its_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "docs"}

@@ -26,6 +26,7 @@ KEY = jax.random.key(0)
 SETTINGS = {  # of every technique that has one without a default
     "adversarial": dict(eps=0.1),
     **{name: {} for name in ("affine", "alternating_flip", "colour", "crop", "cutmix", "cutout", "elastic", "flip")},
+    "apgd": dict(eps=0.1, steps=3),
     "awp": {},
     "certified": dict(eps=0.05),
     "corruption": dict(kind="contrast"),

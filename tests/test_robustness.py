@@ -64,6 +64,7 @@ def test_of_a_linear_model_the_robust_rows_are_those_that_are_far_enough() -> No
     assert (said[fooled] != Y[fooled]).all() and (said[~fooled] == Y[~fooled]).all()
 
 
+@pytest.mark.slow
 def test_a_masked_gradient_is_shown() -> None:
     """Logits in steps: PGD cannot move, the squares can, and the gradients are all zero."""
 

@@ -11,7 +11,7 @@ from umbrella.attacks.balls import Ball, Norm, ball
 from umbrella.attacks.boundary import fab
 from umbrella.attacks.climbs import climb
 from umbrella.attacks.gradient import apgd, fgsm, pgd
-from umbrella.attacks.search import Driven, Found, Search, found, restarted, told, worst
+from umbrella.attacks.search import Driven, Found, Search, expected, found, restarted, told, transferred, worst
 from umbrella.attacks.squares import square
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "apgd",
     "ball",
     "climb",
+    "expected",
     "fab",
     "fgsm",
     "found",
@@ -30,5 +31,6 @@ __all__ = [
     "restarted",
     "square",
     "told",
+    "transferred",
     "worst",
 ]

@@ -130,6 +130,46 @@ def restarted(search: Search, times: int) -> Search:
     return Search(search.steps, start, step, best, lambda carry: jax.vmap(search.done)(carry).any(0))
 
 
+def transferred(search: Search, surrogate: Logits) -> Search:
+    """The search made on another network, and judged on the one that is attacked: what an attacker does who does not
+    have it (Papernot et al. 2017). What is wrong as it is stays as it is."""
+
+    def best(f: Logits, carry: Carry) -> Found:
+        there, here = search.best(surrogate, carry), told(f, carry["x"], carry["y"])
+        moved = told(f, there.x, carry["y"])
+        return kept(here, moved, here.fooled | (here.margin > moved.margin))
+
+    return Search(
+        search.steps,
+        lambda f, x, y, eps, key: search.start(surrogate, x, y, eps, key),
+        lambda f, carry, i, key: search.step(surrogate, carry, i, key),
+        best,
+        search.done,
+    )
+
+
+def expected(f: Callable[[Array, Array], Array], key: Array, draws: int) -> Logits:
+    """The log of the mean probabilities of a network that draws, over fixed draws: the expectation over transformations
+    that an attack on a randomised defence has to climb (Athalye et al. 2018b, eq. 2).
+
+    Args:
+      f: (x f32[B, ...], key) -> logits f32[B, C].
+
+    Raises:
+      ValueError: fewer than one draw.
+    """
+    if draws < 1:
+        raise ValueError(f"expected: {draws} draws are none")
+    keys = jax.random.split(key, draws)
+
+    def mean(x: Array) -> Array:
+        p = jax.vmap(lambda k: jax.nn.log_softmax(f(x, k)))(keys)
+        out: Array = jax.nn.logsumexp(p, axis=0) - jnp.log(float(draws))
+        return out
+
+    return mean
+
+
 def worst(several: Found) -> Found:
     """Of leaves with a leading axis the one with the largest margin, row by row."""
     at = several.margin.argmax(0)

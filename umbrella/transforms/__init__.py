@@ -7,11 +7,13 @@ from umbrella import settings
 from umbrella.objective import Transform
 from umbrella.transforms.adversarial import (
     adversarial,
+    apgd_adversarial,
     fgsm,
     fgsm_adversarial,
     pgd,
     pgd_adversarial,
     random_noise,
+    searched,
 )
 from umbrella.transforms.augment import (
     affine,
@@ -63,6 +65,7 @@ __all__ = [
     "random_noise",
     "reconstruct",
     "sam",
+    "searched",
     "trades",
     "vat",
 ]
@@ -71,6 +74,7 @@ TABLE: dict[str, Callable[..., Transform]] = {
     "adversarial": pgd_adversarial,
     "affine": affine,
     "alternating_flip": alternating_flip,
+    "apgd": apgd_adversarial,
     "awp": awp_of_trainable,
     "certified": certified_of,
     "colour": colour,

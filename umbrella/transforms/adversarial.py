@@ -6,6 +6,9 @@ from typing import Any, Literal, Protocol, cast
 import jax
 import jax.numpy as jnp
 
+from umbrella.attacks.balls import Norm as BallNorm
+from umbrella.attacks.gradient import apgd
+from umbrella.attacks.search import Search, found
 from umbrella.choices import one_of
 from umbrella.objective import Array, Aux, Batch, Ctx, Objective, Params, State, Transform, stop_gradient
 from umbrella.settings import Cadence, Count, NonNegative, Positive
@@ -151,6 +154,32 @@ def fgsm(*, eps: float, bounds: tuple[float, float] | None = None, start: Start 
     return attack
 
 
+def searched(search: Search, *, eps: float) -> Attack:
+    """A search of `umbrella.attacks` as an attack on an objective whose outputs are logits f32[B, C] and whose y are
+    labels i32[B].
+
+    Raises (while tracing):
+      ValueError: y are no labels.
+    """
+
+    def attack(
+        objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str, share: Any = 1.0
+    ) -> Array:
+        y = batch["y"]
+        if y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
+            raise ValueError(
+                f"this attack needs labels i32[B], y is {y.dtype}{list(y.shape)}: put it to the left of what mixes them"
+            )
+
+        def logits(x: Array) -> Array:
+            out: Array = objective.apply(params, state, put(batch, on, x), ctx)[1].outputs
+            return out
+
+        return found(search, logits, take(batch, on), y, eps * share, ctx.rng("search")).x
+
+    return attack
+
+
 def random_noise(*, eps: float, bounds: tuple[float, float] | None = None) -> Attack:
     """Uniform noise in the linf ball: the control that an attack must beat."""
 
@@ -183,6 +212,19 @@ def pgd_adversarial(
     linearly over `ramp`."""
     attack = pgd(eps=eps, steps=steps, step_size=step_size, norm=norm, random_start=random_start, bounds=bounds)
     return adversarial(attack, probe=base if probe == "base" else None, train_mode=train_mode, ramp=to_steps(ramp))
+
+
+def apgd_adversarial(
+    bounds: tuple[float, float] | None,
+    *,
+    eps: NonNegative,
+    steps: Count = 100,
+    norm: BallNorm = "linf",
+    loss: Literal["ce", "margin", "dlr"] = "ce",
+) -> Transform:
+    """`adversarial(searched(apgd(...)))` from settings: for evaluations, as it is no cheap way to train."""
+    edges = (-jnp.inf, jnp.inf) if bounds is None else bounds
+    return adversarial(searched(apgd(steps=steps, norm=norm, loss=loss, bounds=edges), eps=eps))
 
 
 def fgsm_adversarial(
