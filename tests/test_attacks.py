@@ -133,7 +133,7 @@ def test_the_worst_input_of_a_linear_model_is_found(norm: Any, make: Any) -> Non
     assert (length <= eps * (1 + 1e-5)).all()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("norm", slow_but(["linf", "l2", "l1"], ["linf"]))
 def test_fab_finds_the_distance_to_the_boundary(norm: Any) -> None:
     """Of a linear model: min_j -margin_j / |w_j - w_y|_dual. Just above it every row is fooled, just below none."""
     z, y = np.asarray(CLASSIFIER(X)), np.asarray(Y)
@@ -303,6 +303,7 @@ def test_a_search_that_asks_for_logits_alone_is_not_deceived() -> None:
     assert moved.fooled.sum() > still.fooled.sum() + 4
 
 
+@pytest.mark.slow
 def test_more_starts_are_never_worse() -> None:
     x = jnp.asarray(RNG.uniform(0, 1, (32, 12)), jnp.float32)
     y = bent(x).argmax(1)
@@ -324,7 +325,7 @@ def test_a_search_on_another_network_is_judged_on_this_one() -> None:
     other = attacks.transferred(search, linear(W + 0.3 * RNG.normal(size=W.shape), BIAS))
     near = attacks.found(other, f, x, y, 0.1, KEY)
     clean = attacks.told(f, x, y).margin
-    assert (near.margin <= own.margin + 1e-5).all() and near.margin.mean() > clean.mean()
+    assert not (near.fooled & ~own.fooled).any() and near.margin.mean() > clean.mean()
     opposite = attacks.found(attacks.transferred(search, linear(-W, BIAS)), f, x, y, 0.1, KEY)
     assert (opposite.margin >= clean - 1e-6).all()
 

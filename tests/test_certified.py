@@ -54,6 +54,7 @@ def test_pixels_have_bounds() -> None:
     assert float(o.apply(params, state, batch, CTX)[0]) == pytest.approx(np.mean(np.logaddexp(0, -worst)), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_verified_is_never_more_than_what_stands_an_attack() -> None:
     """On a network that was trained for it."""
     model, x = um.models.MLP(out=3, hidden=(16,)), jax.random.uniform(jax.random.key(0), (64, 6))

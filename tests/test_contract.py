@@ -194,6 +194,8 @@ LATER = (
     "fgsm",
     "importance_weighted",
     "l1",
+    "l2",
+    "mixup",
     "pixels",
     "trades",
     "vat",

@@ -46,6 +46,7 @@ def distances() -> np.ndarray:
     )
 
 
+@pytest.mark.slow
 def test_of_a_linear_model_the_robust_rows_are_those_that_are_far_enough() -> None:
     made = robustness.bench(PLAN, linear, views(W, -W), X, Y, KEY)
     assert made.plan.eps == (0.03, 0.1) and made.clean[0].all() and made.clean[1].mean() < 0.5
@@ -156,3 +157,24 @@ def test_a_run_tells_of_it(tmp_path: Path) -> None:
         assert word in page
     curve = json.loads((tmp_path / "w" / "artifacts" / "robust_accuracy.json").read_text())["series"]
     np.testing.assert_allclose(next(iter(curve.values()))[1], [clean.mean(), near.mean(), far.mean()])
+
+
+def test_targets_share_what_is_compiled() -> None:
+    """And find what they would alone."""
+    traced = []
+
+    def counted(view: View, x: jax.Array) -> jax.Array:
+        traced.append(1)
+        return linear(view, x)
+
+    view = views(W).lane(0)
+    searches = robustness.ATTACKS["apgd_t"]("linf", 3)
+    assert len(searches) == 2
+    family = robustness._family(searches, counted, 40)
+    first = family[0](view, X, Y, 0.1, KEY)
+    once = len(traced)
+    second = family[1](view, X, Y, 0.1, KEY)
+    assert len(traced) - once <= 3  # its start alone
+    alone = attacks.Driven(searches[1], linear, 40)(view, X, Y, 0.1, KEY)
+    np.testing.assert_allclose(second.margin, alone.margin, atol=1e-5)
+    assert (first.fooled | second.fooled).sum() >= first.fooled.sum()

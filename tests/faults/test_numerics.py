@@ -94,6 +94,7 @@ def test_F27_rollback_goes_on_from_the_last_checkpoint_past_the_bad_batch(tmp_pa
     assert np.isfinite(np.concatenate([np.ravel(x) for x in jax.tree.leaves(result.ts.params)])).all()
 
 
+@pytest.mark.slow
 def test_F27_rollback_gives_up_when_it_gets_nowhere(tmp_path: Path, run_of: Any) -> None:
     with pytest.raises(Diverged, match="at step 13"):  # 3, and ten more in a row
         run_of(poisoned("rollback", *range(3, 40), checkpoint_every="3 steps", train_for="40 steps"), tmp_path / "w")
@@ -102,12 +103,13 @@ def test_F27_rollback_gives_up_when_it_gets_nowhere(tmp_path: Path, run_of: Any)
     assert saved_steps(tmp_path / "w") == [3]
 
 
+@pytest.mark.slow
 def test_F27_rollback_before_there_is_a_checkpoint_starts_from_the_first_state(tmp_path: Path, run_of: Any) -> None:
     result = run_of(poisoned("rollback", 1, checkpoint_every="never"), tmp_path / "w")
     assert result.summary["rollbacks"] == [{"step": 1, "to": 0}] and result.summary["step"] == 12
 
 
-@pytest.mark.parametrize("policy", ["skip", "raise"])
+@pytest.mark.parametrize("policy", ["raise", pytest.param("skip", marks=pytest.mark.slow)])
 def test_F28_an_infinite_gradient_of_a_finite_loss(policy: str, tmp_path: Path, run_of: Any) -> None:
     settings = poisoned(policy, 7, where="gradient")
     if policy == "raise":
@@ -179,6 +181,7 @@ def test_F31_one_class_only_has_no_auc(label: int, tmp_path: Path) -> None:
     assert both.compute() == roc_auc_score([0, 1, 1], [0.2, 0.7, 0.4])
 
 
+@pytest.mark.slow
 def test_F31_a_training_set_of_one_class_trains(tmp_path: Path) -> None:
     x = np.random.default_rng(0).integers(0, 255, (40, 4, 4), np.uint8)
     np.savez(tmp_path / "one.npz", x=x, y=np.zeros(40, int))

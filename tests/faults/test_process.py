@@ -121,7 +121,7 @@ def test_F65_a_writer_that_dies_is_dropped_with_one_warning(tmp_path: Path, capl
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [*range(5)]
 
 
-@pytest.mark.parametrize("writer", [JsonlWriter, TensorBoardWriter])
+@pytest.mark.parametrize("writer", [JsonlWriter, pytest.param(TensorBoardWriter, marks=pytest.mark.slow)])
 def test_F65_a_run_outlives_its_log(
     writer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

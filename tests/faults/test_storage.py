@@ -221,7 +221,7 @@ def test_F01_kill_9_in_the_middle_of_saves(tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------------------- the run
-@pytest.mark.parametrize("name", ["vae.py", pytest.param("mlp.py", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["mlp.py", pytest.param("vae.py", marks=pytest.mark.slow)])
 def test_F01_a_run_killed_and_resumed_is_the_run_that_was_never_stopped(name: str) -> None:
     """In three processes, with whatever the config has: dropout, averages, binarisation. See umbrella/verify.py."""
     told = []

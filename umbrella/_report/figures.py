@@ -12,6 +12,8 @@ from umbrella._report import charts
 from umbrella._report.files import load
 from umbrella._report.text import as_float, cell, num
 
+WIDE = 30  # letters: a table with a longer cell takes the whole width
+
 
 def figures(directory: Path) -> list[dict[str, Any]]:
     """The artifacts in the order of their saving; one that cannot be read says so in its place."""
@@ -74,7 +76,8 @@ def _figure(directory: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
         return {"kind": "matrix", "wide": len(names) > 10, "columns": names, "lines": _heat(value)}
     if kind == "table":
         cells = [[cell(c) for c in row] for row in value["rows"]]
-        return {"kind": "table", "wide": len(value["columns"]) > 4, "columns": value["columns"], "lines": cells}
+        wide = len(value["columns"]) > 4 or any(len(c) > WIDE for line in cells for c in line)
+        return {"kind": "table", "wide": wide, "columns": value["columns"], "lines": cells}
     raise ValueError("unknown kind")
 
 

@@ -65,9 +65,11 @@ class Driven:
       f: (view, x f32[B, ...]) -> logits f32[B, C]; `view` is an argument of the programs, so that one compilation does
         for many networks of a shape.
       size: rows of a batch; the last is filled up with copies.
+      like: another of the same f and size whose search differs in its start alone, such as in its target: what is
+        compiled for its steps is used again.
     """
 
-    def __init__(self, search: Search, f: Callable[[Any, Array], Array], size: int):
+    def __init__(self, search: Search, f: Callable[[Any, Array], Array], size: int, like: "Driven | None" = None):
         chunk = max(n for n in range(1, 6) if search.steps % n == 0) if jax.default_backend() == "cpu" else search.steps
 
         def some(view: Any, carry: Carry, first: Array, key: Array) -> tuple[Carry, Array]:
@@ -82,8 +84,9 @@ class Driven:
             return carry, search.done(carry)
 
         self._search, self._size, self._chunk = search, size, chunk
-        self._start, self._some = jax.jit(start), jax.jit(some, donate_argnums=1)
-        self._best = jax.jit(lambda view, carry: search.best(partial(f, view), carry))
+        self._start = jax.jit(start)
+        self._some = jax.jit(some, donate_argnums=1) if like is None else like._some
+        self._best = jax.jit(lambda view, carry: search.best(partial(f, view), carry)) if like is None else like._best
 
     def __call__(self, view: Any, x: np.ndarray, y: np.ndarray, eps: float, key: Array) -> Found:
         """x f32[N, ...], y i32[N] -> Found of NumPy arrays."""
