@@ -85,8 +85,10 @@ class Driven:
 
         self._search, self._size, self._chunk = search, size, chunk
         self._start = jax.jit(start)
-        self._some = jax.jit(some, donate_argnums=1) if like is None else like._some
-        self._best = jax.jit(lambda view, carry: search.best(partial(f, view), carry)) if like is None else like._best
+        self._some: Callable[..., tuple[Carry, Array]] = jax.jit(some, donate_argnums=1)
+        self._best: Callable[..., Found] = jax.jit(lambda view, carry: search.best(partial(f, view), carry))
+        if like is not None:
+            self._some, self._best = like._some, like._best
 
     def __call__(self, view: Any, x: np.ndarray, y: np.ndarray, eps: float, key: Array) -> Found:
         """x f32[N, ...], y i32[N] -> Found of NumPy arrays."""
