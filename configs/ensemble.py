@@ -5,6 +5,10 @@
 
 The results tell the mean member ("test") and the ensemble. Bagging (Breiman 1996), every member on a bootstrap sample
 of its own: --config.resample=True.
+
+Measured on two cores of an AMD EPYC, on test with the last parameters; docs/results.md has commands and versions.
+
+    mnist      5 seeds, 4.5 minutes in all     mean member 0.9923 +- 0.0006, log loss 0.031; together 0.9941, 0.019
 """
 
 from ml_collections import ConfigDict

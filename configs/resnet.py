@@ -3,6 +3,11 @@
 python launch.py --config=configs/resnet.py             CIFAR-10, ResNet-20 as in section 4.2 of the paper
 python launch.py --config=configs/resnet.py:mnist       MNIST
 python launch.py --config=configs/resnet.py:digits      scikit-learn's digits, which need no download
+
+Measured on two cores of an AMD EPYC, on a copy of CIFAR-10 whose images had been through JPEG: accuracy on test with
+the last parameters. docs/results.md has commands and versions. (The paper's 91.25 take 164 epochs.)
+
+    cifar10     1 seed, 13.6 minutes, 7 epochs      0.798
 """
 
 from ml_collections import ConfigDict
