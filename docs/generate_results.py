@@ -81,6 +81,8 @@ def section(name: str, runs: list[dict[str, Any]]) -> str:
             shown -= {"loss"}  # which is the same
         for metric in sorted(shown, key=SHOWN.index):
             values = [v for r in runs for v in _values(r["metrics"][evaluation][metric])]
+            if not values:
+                continue
             rivals = "; ".join(f"{b} {v[metric]:.4g}" for b, v in first["baselines"].items() if metric in v)
             sd = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
             digits = 2 if abs(np.mean(values)) > 2 else 4
@@ -90,7 +92,8 @@ def section(name: str, runs: list[dict[str, Any]]) -> str:
 
 
 def _values(told: Any) -> list[float]:
-    return told["values"] if isinstance(told, dict) else [told]
+    """One for each seed that has one: where all of validation is right, no temperature can be fitted."""
+    return [v for v in (told["values"] if isinstance(told, dict) else [told]) if v is not None]
 
 
 if __name__ == "__main__":
