@@ -8,7 +8,7 @@ python launch.py --config=configs/cifar_fast.py:digits      scikit-learn's digit
 Measured on two cores of an AMD EPYC, in f32, on a copy of CIFAR-10 whose images had been through JPEG: accuracy on test
 with the last parameters, of an image and its mirror image together. docs/results.md has commands and versions.
 
-    cifar10     1 seed, 12 minutes      0.856
+    cifar10     1 seed, 12.5 minutes      0.856
 
 Other augmentation: --config.techniques="('flip', 'crop', 'cutout', 'label_smoothing')"
 """

@@ -148,3 +148,27 @@ def test_gradients_go_through() -> None:
         way = jnp.asarray(RNG.normal(size=w.shape), jnp.float32)
         step = (told(w + 1e-3 * way, how) - told(w - 1e-3 * way, how)) / 2e-3
         assert float((g * way).sum()) == pytest.approx(float(step), rel=0.05, abs=0.02)
+
+
+@pytest.mark.parametrize("how", ["interval", "crown"])
+def test_a_product_of_two_boxes_is_not_linear(how: str) -> None:
+    """x * x over [-1, 2], as a GELU has it: its slope at 0 is 0, and a bound that took it for linear would say 0."""
+    f = lambda x: jnp.concatenate([x * (x + 1.0), 3.0 - 0 * x], 1)  # noqa: E731
+    low, high, y = jnp.asarray([[-1.0]]), jnp.asarray([[2.0]]), jnp.asarray([1])
+    if how == "crown":
+        with pytest.raises(bounds.UnknownOperation, match="'mul'"):
+            bounds.margins(f, low, high, y, how=how)
+        return
+    # 3 - x (x + 1) is least at 2, where it is -3.
+    assert float(bounds.margins(f, low, high, y, how=how)[0]) <= -3.0
+
+
+def test_margins_of_a_gelu_hold() -> None:
+    f, x, low, high = made("gelu", n=8, eps=0.1)
+    y = f(x).argmax(-1)
+    told = np.asarray(bounds.margins(f, low, high, y, how="interval"))
+    for _ in range(200):
+        z = np.array(f(low + jnp.asarray(RNG.uniform(0, 1, x.shape), jnp.float32) * (high - low)))
+        own = z[np.arange(8), np.asarray(y)]
+        z[np.arange(8), np.asarray(y)] = -np.inf
+        assert (own - z.max(-1) >= told - 1e-4).all()

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
 
 import umbrella as um
 from tests.test_pipelines import vision
@@ -107,13 +106,6 @@ def test_what_an_attack_says_is_looked_at_again(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(robustness.ATTACKS, "boast", boast)
     plan = robustness.plan(eps=(0.1,), attacks=("boast",), checked=0)
     assert robustness.bench(plan, linear, views(W), X, Y, KEY).robust.all()
-
-
-def test_wilson_is_scipys() -> None:
-    for hits in (0, 3, 40):
-        wanted = stats.binomtest(hits, 40).proportion_ci(method="wilson")
-        got = robustness.wilson(np.asarray(hits / 40), 40)
-        np.testing.assert_allclose(got, (wanted.low, wanted.high), atol=1e-6)
 
 
 def test_driven_from_outside_it_is_the_same_search() -> None:

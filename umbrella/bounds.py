@@ -163,6 +163,12 @@ def _select(op: Any, args: Sequence[Any]) -> Box:
     return _both(op, args)
 
 
+def _picked(op: Any, args: Sequence[Any]) -> Box:
+    if any(isinstance(a, Box) for a in args[1:]):
+        raise UnknownOperation("an index that depends on the input")
+    return _both(op, args)
+
+
 def _finite(op: Any, args: Sequence[Any]) -> Array:
     """Between finite ends everything is."""
     (a,) = args
@@ -170,45 +176,16 @@ def _finite(op: Any, args: Sequence[Any]) -> Array:
     return out
 
 
-RISING = [
-    "reshape",
-    "broadcast_in_dim",
-    "transpose",
-    "squeeze",
-    "expand_dims",
-    "slice",
-    "concatenate",
-    "pad",
-    "rev",
-    "convert_element_type",
-    "copy",
-    "reduce_sum",
-    "reduce_max",
-    "reduce_min",
-    "reduce_window_max",
-    "reduce_window_sum",
-    "reduce_window",
-    "cumsum",
-    "max",
-    "min",
-    "exp",
-    "log",
-    "log1p",
-    "expm1",
-    "tanh",
-    "logistic",
-    "sqrt",
-    "sign",
-    "floor",
-    "ceil",
-    "round",
-    "erf",
-    "optimization_barrier",
-    "dynamic_slice",
-    "gather",
+MOVING = (  # places and sums: rising, and linear
+    *("reshape", "broadcast_in_dim", "transpose", "squeeze", "expand_dims", "slice", "concatenate", "pad", "rev"),
+    *("convert_element_type", "copy", "reduce_sum", "reduce_window_sum", "cumsum", "optimization_barrier"),
     "reduce_precision",
-    "stop_gradient",
-]
+)
+RISING = (
+    *MOVING,
+    *("reduce_max", "reduce_min", "reduce_window_max", "max", "min", "exp", "log", "log1p", "expm1", "tanh"),
+    *("logistic", "sqrt", "sign", "floor", "ceil", "round", "erf", "stop_gradient"),
+)
 FORWARD: dict[str, Callable[[Any, Sequence[Any]], Any]] = {
     **dict.fromkeys(RISING, _both),
     "is_finite": _finite,
@@ -223,6 +200,8 @@ FORWARD: dict[str, Callable[[Any, Sequence[Any]], Any]] = {
     "dot_general": _contracted,
     "conv_general_dilated": _contracted,
     "select_n": _select,
+    "gather": _picked,
+    "dynamic_slice": _picked,
 }
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
 CALLS |= {"custom_vjp_call": "call_jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr"}
@@ -297,34 +276,13 @@ def _bound(eqn: Any, *args: Any) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------------- backward
-# What is linear in the one input that is a box, the others being numbers.
-LINEAR = [
-    "reshape",
-    "broadcast_in_dim",
-    "transpose",
-    "squeeze",
-    "expand_dims",
-    "slice",
-    "concatenate",
-    "pad",
-    "rev",
-    "convert_element_type",
-    "copy",
-    "reduce_sum",
-    "reduce_window_sum",
-    "cumsum",
-    "add",
-    "add_any",
-    "sub",
-    "neg",
-    "mul",
-    "div",
-    "dot_general",
-    "conv_general_dilated",
-    "select_n",
-    "optimization_barrier",
-    "reduce_precision",
-]
+LINEAR = (*MOVING, "add", "add_any", "sub", "neg", "mul", "div", "dot_general", "conv_general_dilated", "select_n")
+
+
+def _is_linear(step: Step, boxes: list[int]) -> bool:
+    """In its boxes together. A product of two of them is not, nor is a number that loses its fraction."""
+    whole = jnp.issubdtype(step.eqn.outvars[0].aval.dtype, jnp.floating)
+    return step.eqn.primitive.name in LINEAR and whole and not (step.eqn.primitive.name == "mul" and len(boxes) > 1)
 
 
 def _backward(jaxpr: Any, steps: list[Step], box: Box, spec: Array, *, stop: bool = False) -> Array:
@@ -340,7 +298,7 @@ def _backward(jaxpr: Any, steps: list[Step], box: Box, spec: Array, *, stop: boo
             continue
         a, name = weight[step.out], step.eqn.primitive.name
         boxes = [i for i, v in enumerate(step.args) if isinstance(v, Box)]
-        if name in LINEAR:
+        if _is_linear(step, boxes):
             del weight[step.out]
             zero = [jnp.zeros_like(v.low) if isinstance(v, Box) else v for v in step.args]
 

@@ -288,7 +288,7 @@ def _flat(name: Any, f: Logits, view: View, x: np.ndarray, y: np.ndarray, size: 
 
     @jax.jit
     def zero(x: Array, y: Array) -> Array:
-        g = jax.grad(lambda v: up(f(view, v), y, (y + 1) % f(view, v).shape[-1]).sum())(x)
+        g = jax.grad(lambda v: up(f(view, v), y, y).sum())(x)
         return (g.reshape(g.shape[0], -1) == 0).all(1)
 
     both = [np.asarray(zero(x[i : i + size], y[i : i + size])) for i in range(0, len(x), size)]
@@ -312,7 +312,10 @@ def figures(made: Bench, f: Logits, views: View, names: tuple[str, ...]) -> Iter
     accuracy = np.concatenate([made.clean[:, None], made.robust], 1).mean(-1)
     mean, half = interval(accuracy)
     if seeds == 1:
-        low, high = wilson(accuracy[0], n)
+        from scipy import stats
+
+        ends = [stats.binomtest(round(a * n), n).proportion_ci(method="wilson") for a in accuracy[0]]
+        low, high = np.asarray([e.low for e in ends]), np.asarray([e.high for e in ends])
         of = f"one seed; 95 % by Wilson's interval over {n:,} rows"
     else:
         low, high = np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1)
@@ -379,11 +382,3 @@ def _surface(made: Bench, row: int, f: Logits, view: View, side: int = 21) -> Im
     colour = np.where(shade > 0, np.asarray([0.80, 0.36, 0.0]), np.asarray([0.0, 0.37, 0.59]))
     picture = 1 - np.abs(shade) * (1 - colour)
     return Images(np.repeat(np.repeat(picture, 12, 0), 12, 1)[None].astype(np.float32), 1, caption)
-
-
-def wilson(share: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The 95 % interval of a share of n rows (Wilson 1927)."""
-    z = 1.959964
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return np.clip(middle - half, 0, 1), np.clip(middle + half, 0, 1)

@@ -6,7 +6,7 @@ from typing import Any, Literal, Protocol, cast
 import jax
 import jax.numpy as jnp
 
-from umbrella.attacks.balls import Norm as BallNorm
+from umbrella.attacks.balls import Norm, ball
 from umbrella.attacks.gradient import apgd
 from umbrella.attacks.search import Search, found
 from umbrella.choices import one_of
@@ -14,7 +14,6 @@ from umbrella.objective import Array, Aux, Batch, Ctx, Objective, Params, State,
 from umbrella.settings import Cadence, Count, NonNegative, Positive
 from umbrella.unroll import unroll
 
-Norm = Literal["linf", "l2"]
 Start = Literal["input", "ball", "beyond"]
 
 
@@ -90,7 +89,7 @@ def pgd(
       eps: the radius, in units of the input. 0 returns the input.
       steps: gradient steps, at least 1.
       step_size: in units of the input; 2.5 eps / steps when None, so that the attack can cross the ball (Madry et al.).
-      norm: "linf", or "l2" over all axes of an example.
+      norm: "linf", "l2" or "l1", over all axes of an example.
       random_start: uniform in the linf ball, uniform on the l2 sphere's directions with a uniform radius.
       bounds: the valid range of an input; the result is clipped into it.
 
@@ -99,7 +98,7 @@ def pgd(
 
     Source: Madry et al. 2018, section 2.1.
     """
-    ball = _BALLS[one_of("pgd: norm", norm, Norm)]
+    around = ball(one_of("pgd: norm", norm, Norm))
     if steps < 1:
         raise ValueError(f"pgd: {steps} steps are no attack; the input itself is eps=0")
     size = 2.5 * eps / steps if step_size is None else step_size
@@ -110,15 +109,16 @@ def pgd(
         x0 = take(batch, on)
         radius = eps * share
 
+        least, most = (-jnp.inf, jnp.inf) if bounds is None else bounds
+
         def inside(delta: Array) -> Array:
-            delta = ball.project(delta, radius)
-            return delta if bounds is None else jnp.clip(x0 + delta, *bounds) - x0
+            return around.project(delta, radius, least - x0, most - x0)
 
         def climb(_: int, delta: Array) -> Array:
             g = jax.grad(lambda d: objective.apply(params, state, put(batch, on, x0 + d), ctx)[0])(delta)
-            return inside(delta + size * share * ball.steepest(g))
+            return inside(delta + size * share * around.steepest(g))
 
-        start = ball.sample(ctx.rng("pgd"), x0, radius) if random_start else jnp.zeros_like(x0)
+        start = around.sample(ctx.rng("pgd"), x0, radius) if random_start else jnp.zeros_like(x0)
         return x0 + jax.lax.fori_loop(0, steps, climb, inside(start), unroll=unroll(steps))
 
     return attack
@@ -146,7 +146,7 @@ def fgsm(*, eps: float, bounds: tuple[float, float] | None = None, start: Start 
         objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str, share: Any = 1.0
     ) -> Array:
         x0, radius = take(batch, on), eps * share
-        noisy = x0 + _Linf.sample(ctx.rng("pgd"), x0, 2 * radius)
+        noisy = x0 + ball("linf").sample(ctx.rng("pgd"), x0, 2 * radius)
         g = jax.grad(lambda x: objective.apply(params, state, put(batch, on, x), ctx)[0])(noisy)
         worse = noisy + radius * jnp.sign(g)
         return worse if bounds is None else jnp.clip(worse, *bounds)
@@ -187,7 +187,7 @@ def random_noise(*, eps: float, bounds: tuple[float, float] | None = None) -> At
         objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str, share: Any = 1.0
     ) -> Array:
         x = take(batch, on)
-        x = x + _Linf.sample(ctx.rng("noise"), x, eps * share)
+        x = x + ball("linf").sample(ctx.rng("noise"), x, eps * share)
         return x if bounds is None else jnp.clip(x, *bounds)
 
     return attack
@@ -219,7 +219,7 @@ def apgd_adversarial(
     *,
     eps: NonNegative,
     steps: Count = 100,
-    norm: BallNorm = "linf",
+    norm: Norm = "linf",
     loss: Literal["ce", "margin", "dlr"] = "ce",
 ) -> Transform:
     """`adversarial(searched(apgd(...)))` from settings: for evaluations, as it is no cheap way to train."""
@@ -244,46 +244,6 @@ def fgsm_adversarial(
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers
-class _Linf:
-    @staticmethod
-    def project(delta: Array, eps: float) -> Array:
-        return jnp.clip(delta, -eps, eps)
-
-    @staticmethod
-    def steepest(g: Array) -> Array:
-        return jnp.sign(g)
-
-    @staticmethod
-    def sample(key: Array, like: Array, eps: float) -> Array:
-        return jax.random.uniform(key, like.shape, like.dtype, -eps, eps)
-
-
-class _L2:
-    @staticmethod
-    def project(delta: Array, eps: float) -> Array:
-        return delta * jnp.minimum(1, eps / jnp.maximum(_norms(delta), 1e-12))
-
-    @staticmethod
-    def steepest(g: Array) -> Array:
-        largest = jnp.max(jnp.abs(g), axis=tuple(range(1, g.ndim)), keepdims=True)
-        g = g / jnp.where(largest > 0, largest, 1)  # a confident prediction's gradient is tiny, its direction is not
-        return g / jnp.maximum(_norms(g), 1e-12)
-
-    @staticmethod
-    def sample(key: Array, like: Array, eps: float) -> Array:
-        key_way, key_radius = jax.random.split(key)
-        way = _L2.steepest(jax.random.normal(key_way, like.shape, like.dtype))
-        shape = (like.shape[0],) + (1,) * (like.ndim - 1)
-        return eps * way * jax.random.uniform(key_radius, shape, like.dtype)
-
-
-_BALLS: dict[str, type[_Linf] | type[_L2]] = {"linf": _Linf, "l2": _L2}
-
-
-def _norms(x: Array) -> Array:
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=tuple(range(1, x.ndim)), keepdims=True))
-
-
 def take(batch: Batch, on: str) -> Array:
     """The array at "x" or "x/image"."""
     node: Any = batch
