@@ -57,7 +57,7 @@ def gradient_by_hand(params: Any, stats: Any, batch: Any, key: Array, attack: bo
         still = jax.lax.stop_gradient(params)
         climb = jax.grad(lambda d: loss_by_hand(still, stats, x + d, y, mask, key, train=False)[0])
         noise = jax.random.fold_in(key, zlib.crc32(b"pgd"))
-        d = jnp.clip(jax.random.uniform(noise, x.shape, x.dtype, -EPS, EPS), -EPS, EPS)
+        d = jnp.clip(EPS * jax.random.uniform(noise, x.shape, x.dtype, -1, 1), -EPS, EPS)
         for _ in range(2):
             d = jnp.clip(d + 2.5 * EPS / 2 * jnp.sign(climb(d)), -EPS, EPS)
         x = jax.lax.stop_gradient(x + d)

@@ -109,10 +109,11 @@ def pgd(
         x0 = take(batch, on)
         radius = eps * share
 
-        least, most = (-jnp.inf, jnp.inf) if bounds is None else bounds
+        unbounded = jnp.full((), jnp.inf, x0.dtype)  # without x0 in it, so that XLA sees that it bounds nothing
+        low, high = (-unbounded, unbounded) if bounds is None else (bounds[0] - x0, bounds[1] - x0)
 
         def inside(delta: Array) -> Array:
-            return around.project(delta, radius, least - x0, most - x0)
+            return around.project(delta, radius, low, high)
 
         def climb(_: int, delta: Array) -> Array:
             g = jax.grad(lambda d: objective.apply(params, state, put(batch, on, x0 + d), ctx)[0])(delta)
