@@ -119,6 +119,19 @@ TABLE = {
         eval="acts",
         cost=lambda grad, attack: grad + 2 * attack,
     ),
+    # The plain input's pass as well, forward and backward.
+    "pgd_beside_clean": Row(
+        lambda o: transforms.adversarial(transforms.pgd(eps=0.1, steps=2, random_start=False), clean=0.5),
+        lambda o: transforms.adversarial(transforms.pgd(eps=0.0, steps=2, random_start=False), clean=0.5),
+        eval="acts",
+        cost=lambda grad, attack: 2 * grad + 2 * attack,
+    ),
+    "noise": Row(
+        lambda o: transforms.adversarial(transforms.random_noise(eps=0.5, norm="l2")),
+        lambda o: transforms.adversarial(transforms.random_noise(eps=0.0, norm="l2")),
+        eval="acts",
+        microbatch=False,  # it depends on the row's place in its slice
+    ),
     "apgd": Row(
         lambda o: transforms.adversarial(transforms.searched(attacks.apgd(steps=2, bounds=(-9.0, 9.0)), eps=0.1)),
         lambda o: transforms.adversarial(transforms.searched(attacks.apgd(steps=2, bounds=(-9.0, 9.0)), eps=0.0)),
@@ -196,6 +209,7 @@ LATER = (
     "l1",
     "l2",
     "mixup",
+    "noise",
     "pixels",
     "trades",
     "vat",

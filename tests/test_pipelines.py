@@ -37,6 +37,7 @@ SETTINGS = {  # of every technique that has one without a default
     "label_smoothing": dict(eps=0.1),
     "lora": dict(rank=4, alpha=8.0),
     "mixup": dict(alpha=0.2),
+    "noise": dict(eps=0.1),
     "randaugment": {},
     "sam": dict(rho=0.05),
     "trades": dict(eps=0.1),

@@ -23,6 +23,11 @@ PREPARED = ("airbench94", "cifar10", "mnist")  # variants whose set TensorFlow D
 SHAPES = {"airbench94": (32, 32, 3), "cifar10": (32, 32, 3), "mnist": (28, 28, 1)}
 # A pass of a convolutional network over 10,000 images takes half a minute: these get a few rows of noise of that shape.
 STAND_INS = ("adversarial.py", "certified.py", "cifar_fast.py", "cnn.py", "ensemble.py", "resnet.py")
+# Variants whose texts are the user's: line i of a small file.
+TEXTS = {
+    "reviews": lambda i: f"{('neg', 'pos')[i % 2]}\tit is {('dull', 'fine')[i % 2]} number {i}\n",
+    "sms": lambda i: f"{('ham', 'spam')[i % 4 == 0]}\tcall {('me', 'now')[i % 4 == 0]} {i}\n",
+}
 # A few rows and steps: compiling attacks takes long, and what they find is tested elsewhere.
 ATTACKED = (
     "--config.robustness.rows=8",
@@ -56,6 +61,9 @@ CASES = {
     "softmax.py:digits": (),
     "softmax.py:mnist": (),
     "softmax.py:cifar10": (),
+    "text_adversarial.py:docstrings": ("--config.model={'name': 'bag', 'width': 8}",),
+    "text_adversarial.py:reviews": ("--config.model={'name': 'bag', 'width': 8}",),
+    "text_adversarial.py:sms": ("--config.model={'name': 'bag', 'width': 8}",),
     "vae.py:digits": ("--config.importance_weighted.samples=2",),
     "vae.py:mnist": ("--config.importance_weighted.samples=2", "--config.eval_batch_size=1000"),
     "vae.py:cifar10": ("--config.importance_weighted.samples=2", "--config.eval_batch_size=1000"),
@@ -63,7 +71,16 @@ CASES = {
 
 
 # One variant of a config is tried by `make test`, those that compile for long by `make test-slow`.
-LATER = ("adversarial.py", "certified.py", "cifar_fast.py", "edges.py:sobel", "ensemble.py", "resnet.py", "vae.py")
+LATER = (
+    "adversarial.py",
+    "certified.py",
+    "cifar_fast.py",
+    "edges.py:sobel",
+    "ensemble.py",
+    "resnet.py",
+    "text_",
+    "vae.py",
+)
 FIRST = tuple(c for c in CASES if c.endswith((":digits", ":step")) and not c.startswith(LATER))
 
 
@@ -97,6 +114,9 @@ def test_F62_two_steps_and_a_resume(
         rng = np.random.default_rng(0)
         np.savez(tmp_path / "noise.npz", x=rng.integers(0, 256, (160, *SHAPES[name]), np.uint8), y=np.arange(160) % 10)
         more = (f"--config.data.path={tmp_path}/noise.npz", "--config.batch_size=32", "--config.eval_batch_size=32")
+    elif name in TEXTS:
+        (tmp_path / "texts.tsv").write_text("".join(TEXTS[name](i) for i in range(80)), "utf-8")
+        more = (f"--config.data.path={tmp_path}/texts.tsv",) + ("--config.data.encoding=utf-8",) * (name == "reviews")
     elif name in PREPARED:
         if data is None or not (data / name).is_dir():
             pytest.skip(f"{name} is not here: set TFDS_DATA_DIR")
@@ -113,7 +133,7 @@ def test_F62_two_steps_and_a_resume(
     assert json.loads((work / "summary.json").read_text())["step"] == 3
 
 
-@pytest.mark.parametrize("case", [c for c in sorted(CASES) if c.split(":")[1] not in PREPARED])
+@pytest.mark.parametrize("case", [c for c in sorted(CASES) if c.split(":")[1] not in (*PREPARED, *TEXTS)])
 def test_F62_the_written_config_builds_the_same_run(case: str, tmp_path: Path) -> None:
     """config.json is the config as resolved: building from it gives the same settings again."""
     config = cli.load_config(f"{ROOT}/configs/{case}")

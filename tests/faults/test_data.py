@@ -190,7 +190,7 @@ def test_F43_on_the_command_line_a_bad_image_is_status_2(folder, tmp_path, capsy
 def test_F50_a_folder_without_images_is_not_taken_for_a_set(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     status, err = launch(capsys, f"--config.data.path={tmp_path / 'empty'}", f"--workdir={tmp_path / 'w'}")
-    assert status == 2 and "empty: a folder without class folders of images in it" in err
+    assert status == 2 and "empty: a folder without class folders of images or files of texts in it" in err
 
 
 # --------------------------------------------------------------------------------------------------------------- labels

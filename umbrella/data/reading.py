@@ -5,7 +5,7 @@ from typing import Annotated
 
 import numpy as np
 
-from umbrella.data import bundled, folders, prepared, tables
+from umbrella.data import bundled, folders, prepared, tables, texts
 from umbrella.data.sources import Dataset, Found, take
 from umbrella.data.splits import PLAIN, carve, held_out
 from umbrella.settings import Count, Fraction, Natural, Range, SettingsError
@@ -23,15 +23,16 @@ def load(
     cache: bool = True,
     target: str | None = None,
     size: Count | None = None,
+    encoding: Text | None = None,
     rows: Count | None = None,
     per_class: Count | None = None,
 ) -> Dataset:
     """A data set, ready to be batched.
 
     Args:
-      name: a set that comes with scikit-learn (digits, iris, wine, breast_cancer, diabetes); a .csv or .npz file or a
-        folder of class folders of images; or a set that TensorFlow Datasets prepared ("mnist", "glue/sst2",
-        "mnist:3.0.1").
+      name: a set that comes with scikit-learn (digits, iris, wine, breast_cancer, diabetes), or with several packages
+        (docstrings); a .csv, .npz or .tsv file, a folder of class folders of images or one of a file of texts for each
+        class; or a set that TensorFlow Datasets prepared ("mnist", "glue/sst2", "mnist:3.0.1").
       path: where it lies: the file or folder, or TFDS's data_dir ($TFDS_DATA_DIR, then ~/tensorflow_datasets).
       validation: the share of train to hold out, in [0, 1), when the set has no official validation split.
       split_seed: chooses those rows. The 20 % test split of a set without an official one does not depend on it.
@@ -39,6 +40,7 @@ def load(
         scikit-learn's sets are always in memory, so False is refused.
       cache: keep decoded images on disk (see umbrella.data.cache), so that the next start is instant.
       target: the target column of a .csv file; refused for anything else.
+      encoding: of a .tsv file or a folder of texts, utf-8 when None; refused for anything else.
       rows: train on so many of the training rows, every class with its share, chosen by split_seed; on all when there
         are no more. Validation and test are what they are without it.
       per_class: train on so many rows of every class, chosen by split_seed; for learning from a few.
@@ -56,7 +58,7 @@ def load(
         raise SettingsError(f"size={size}: must be >= 1")
     if rows is not None and per_class is not None:
         raise SettingsError(f"rows={rows} and per_class={per_class}: which of the two?")
-    found = _find(name, path, in_memory=in_memory, cache=cache, target=target, size=size)
+    found = _find(name, path, in_memory=in_memory, cache=cache, target=target, size=size, encoding=encoding)
     train, held, test = carve(found, validation=validation, split_seed=split_seed)
     if rows is not None and rows < len(train):
         labels = train.column("y") if found.info["classes"] and len(train) < PLAIN else None
@@ -83,30 +85,46 @@ def _of_each(y: np.ndarray, count: int, seed: int, found: Found) -> np.ndarray:
 
 
 def _find(
-    name: str, path: str | None, *, in_memory: bool | None, cache: bool, target: str | None, size: int | None
+    name: str,
+    path: str | None,
+    *,
+    in_memory: bool | None,
+    cache: bool,
+    target: str | None,
+    size: int | None,
+    encoding: str | None,
 ) -> Found:
     if name in bundled.NAMES and path is None:
-        _refuse(name, "comes with scikit-learn", target=target, size=size, in_memory=in_memory)
+        _refuse(name, "comes with scikit-learn", target=target, size=size, in_memory=in_memory, encoding=encoding)
         return bundled.read(name)
+    if name in texts.NAMES and path is None:
+        _refuse(name, "are texts", target=target, size=size, in_memory=in_memory, encoding=encoding)
+        return texts.docstrings(cache=cache)
     place = pathlib.Path(path if path is not None else name).expanduser()
     suffix = place.suffix.lower()
-    if suffix in (".csv", ".npz"):
+    if suffix in (".csv", ".npz", *texts.TABLES):
         if not place.is_file():
             raise SettingsError(f"{place}: no such file")
+        if suffix in texts.TABLES:
+            _refuse(place, "is a table of texts", target=target, size=size, in_memory=in_memory)
+            return texts.read_table(place, encoding=encoding or "utf-8")
         if suffix == ".csv":
-            _refuse(place, "is a table", size=size, in_memory=in_memory)
+            _refuse(place, "is a table", size=size, in_memory=in_memory, encoding=encoding)
             return tables.read_csv(place, target=target)
-        _refuse(place, "is an .npz file", target=target, size=size, in_memory=in_memory)
+        _refuse(place, "is an .npz file", target=target, size=size, in_memory=in_memory, encoding=encoding)
         return tables.read_npz(place)
     if path is not None and not place.is_dir():
-        raise SettingsError(f"{place}: no such folder, and neither a .csv nor a .npz file")
+        raise SettingsError(f"{place}: no such folder, and neither a .csv, a .npz nor a .tsv file")
     if place.is_dir() and not (path is not None and prepared.is_prepared(name, place)):
         if folders.is_image_folder(place):
-            _refuse(place, "is a folder of images", target=target)
+            _refuse(place, "is a folder of images", target=target, encoding=encoding)
             return folders.read(place, size=size, in_memory=in_memory, cache=cache)
+        if texts.is_text_folder(place):
+            _refuse(place, "is a folder of texts", target=target, size=size, in_memory=in_memory)
+            return texts.read_folder(place, encoding=encoding or "utf-8")
         if path is None or name in bundled.NAMES:
-            raise SettingsError(f"{place}: a folder without class folders of images in it")
-    _refuse(name, "is a prepared set", target=target)
+            raise SettingsError(f"{place}: a folder without class folders of images or files of texts in it")
+    _refuse(name, "is a prepared set", target=target, encoding=encoding)
     if size is not None and not prepared.resizes(name, path):
         _refuse(name, "is a prepared set without images", size=size)
     return prepared.read(name, path, size=size, in_memory=in_memory, cache=cache)
@@ -116,6 +134,7 @@ _WORDS = {
     "target": "that names the target column of a .csv file",
     "size": "that resizes the images of a folder or of a prepared set",
     "in_memory": "it is always in memory",
+    "encoding": "that is of a .tsv file or a folder of texts",
 }
 
 

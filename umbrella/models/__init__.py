@@ -10,17 +10,34 @@ from umbrella.models.filter import Filter
 from umbrella.models.layers import Flatten, Sequential
 from umbrella.models.mlp import MLP
 from umbrella.models.resnet import ResNet
+from umbrella.models.text import Bag, TextCNN
 from umbrella.models.vae import VAE
 
-__all__ = ["CNN", "MLP", "TABLE", "VAE", "CifarFast", "Filter", "Flatten", "LeNet", "ResNet", "Sequential", "build"]
+__all__ = [
+    "CNN",
+    "MLP",
+    "TABLE",
+    "VAE",
+    "Bag",
+    "CifarFast",
+    "Filter",
+    "Flatten",
+    "LeNet",
+    "ResNet",
+    "Sequential",
+    "TextCNN",
+    "build",
+]
 
 TABLE = {
+    "bag": Bag,
     "cifar_fast": CifarFast,
     "cnn": CNN,
     "filter": Filter,
     "lenet": LeNet,
     "mlp": MLP,
     "resnet": ResNet,
+    "text_cnn": TextCNN,
     "vae": VAE,
 }
 

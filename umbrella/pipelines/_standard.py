@@ -44,6 +44,8 @@ class Problem(NamedTuple):
     predict: Callable[[Resolve], Callable[[View, Batch, Array], dict[str, Array]]]
     baselines: Callable[[], dict[str, dict[str, float]]]
     better: str = "loss"
+    dataset: data.Dataset | None = None  # as the model sees it, where that is not as it was read
+    fitting: tuple[str, ...] = ()  # the techniques that make sense of its inputs; all when empty
 
 
 RESERVED = ("train_eval", "validation", "ensemble")
@@ -66,11 +68,13 @@ def assemble(
     durations = Durations.of(run, len(dataset.train))
     log: dict[str, Any] = {}
     p = problem(dataset, log, **own)
+    dataset = p.dataset or dataset
     sections = {k: v for k, v in config.items() if isinstance(v, Mapping)}
     named = not set(transforms.NAMED).isdisjoint(transforms.kinds(common.techniques, sections))
     batches = train_data(dataset, p.columns, run, named)
 
     refuse_again(common.techniques, sections)
+    refuse_unfit(p.fitting, common.techniques, common.evals, sections)
 
     def made(names: tuple[str, ...]) -> tuple[Transform, ...]:
         given = {**p.context, "base": p.base, "trainable": common.trainable, "to_steps": durations.steps}
@@ -237,6 +241,21 @@ def refuse_again(names: tuple[str, ...], sections: Mapping[str, Mapping[str, Any
                 f"config.techniques: {name!r} would draw what {first[kind]!r} draws: both are {kind!r}; leave one out"
             )
         first.setdefault(kind, name)
+
+
+def refuse_unfit(
+    fitting: tuple[str, ...],
+    names: tuple[str, ...],
+    evals: Mapping[str, tuple[str, ...]],
+    sections: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Raises SettingsError for a technique that is not among `fitting`, unless that is empty."""
+    for at, those in (("techniques", names), *((f"evals.{k}", v) for k, v in evals.items())):
+        for name, kind in zip(those, transforms.kinds(those, sections), strict=True):
+            if fitting and kind not in fitting:
+                raise settings.SettingsError(
+                    f"config.{at}: {name!r} is not for this pipeline's inputs (those that are: {', '.join(fitting)})"
+                )
 
 
 def refuse_inert(at: str, names: tuple[str, ...], sections: Mapping[str, Mapping[str, Any]]) -> None:

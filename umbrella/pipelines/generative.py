@@ -63,7 +63,7 @@ def problem(
         columns=("x",),
         outer=outer,
         base=base,
-        context={"log_weight": losses.log_importance_weight, "bounds": (0.0, 1.0)},
+        context={"log_weight": losses.log_importance_weight, "bounds": (0.0, 1.0), "on": "x", "where": None},
         review=lambda resolve: _review(net, resolve, dataset, scale, binary),
         predict=lambda resolve: _predict(net, resolve, scale),
         baselines=lambda: baselines.on_parts(

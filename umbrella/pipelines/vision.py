@@ -127,7 +127,7 @@ def problem(
         columns=("x", "y"),
         outer=pixels(scale),
         base=base,
-        context={"classes": classes, "bounds": (0.0, 1.0)},
+        context={"classes": classes, "bounds": (0.0, 1.0), "on": "x", "where": None},
         review=review,
         predict=predict,
         baselines=lambda: on_parts(

@@ -10,6 +10,7 @@ from umbrella.transforms.adversarial import (
     apgd_adversarial,
     fgsm,
     fgsm_adversarial,
+    noise_adversarial,
     pgd,
     pgd_adversarial,
     random_noise,
@@ -24,7 +25,7 @@ from umbrella.transforms.augment import (
     elastic,
     flip,
 )
-from umbrella.transforms.batch import binarise, cutmix, label_smoothing, mixup, pixels, reconstruct
+from umbrella.transforms.batch import at_embedding, binarise, cutmix, label_smoothing, mixup, pixels, reconstruct
 from umbrella.transforms.bound import importance_weighted
 from umbrella.transforms.certified import certified, certified_of
 from umbrella.transforms.corrupt import corruption
@@ -40,6 +41,7 @@ __all__ = [
     "adversarial",
     "affine",
     "alternating_flip",
+    "at_embedding",
     "awp",
     "binarise",
     "build",
@@ -91,6 +93,7 @@ TABLE: dict[str, Callable[..., Transform]] = {
     "label_smoothing": label_smoothing,
     "lora": lora,
     "mixup": mixup,
+    "noise": noise_adversarial,
     "randaugment": randaugment,
     "sam": sam_of_trainable,
     "trades": trades_of,

@@ -1,5 +1,6 @@
 """Attacks on the input, and training or measuring under them. Floor 2."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, cast
 
@@ -11,7 +12,7 @@ from umbrella.attacks.gradient import apgd
 from umbrella.attacks.search import Search, found
 from umbrella.choices import one_of
 from umbrella.objective import Array, Aux, Batch, Ctx, Objective, Params, State, Transform, stop_gradient
-from umbrella.settings import Cadence, Count, NonNegative, Positive
+from umbrella.settings import Cadence, Count, Fraction, NonNegative, Positive
 from umbrella.unroll import unroll
 
 Start = Literal["input", "ball", "beyond"]
@@ -29,7 +30,13 @@ class Attack(Protocol):
 
 
 def adversarial(
-    attack: Attack, *, probe: Objective | None = None, train_mode: bool = False, on: str = "x", ramp: int = 0
+    attack: Attack,
+    *,
+    probe: Objective | None = None,
+    train_mode: bool = False,
+    on: str = "x",
+    ramp: int = 0,
+    clean: float = 0.0,
 ) -> Transform:
     """Replaces the input by what `attack` makes of it, in training and in evaluation.
 
@@ -48,6 +55,8 @@ def adversarial(
       on: "x", or "x/image" for one entry of a dict.
       ramp: over so many steps of training the radius grows linearly to what it is; 0 for at once. Evaluations have the
         whole radius always.
+      clean: the share of the loss that is that of the input as it was, in training: 1/2 in Goodfellow et al. 2015,
+        eq. 6, and in Miyato et al. 2017, whose sum is twice that. State and metrics are those of the attacked input.
 
     Source: Madry et al. 2018, eq. 2.1.
     """
@@ -62,7 +71,12 @@ def adversarial(
                 seen = {k: v for k, v in batch.items() if k != "weight"}
                 share = {"share": jnp.minimum((ctx.step + 1) / ramp, 1.0)} if ramp and ctx.train else {}
                 x = cast(Callable[..., Array], attack)(target, at, state, seen, looking, on, **share)
-            return o.apply(params, state, put(batch, on, stop_gradient(x)), ctx)
+            loss, aux = o.apply(params, state, put(batch, on, stop_gradient(x)), ctx)
+            if not (clean and ctx.train):
+                return loss, aux
+            plain, other = o.apply(params, state, batch, ctx)
+            rows = clean * other.per_example + (1 - clean) * aux.per_example
+            return clean * plain + (1 - clean) * loss, dataclasses.replace(aux, per_example=rows)
 
         return o._replace(apply=apply)
 
@@ -181,23 +195,50 @@ def searched(search: Search, *, eps: float) -> Attack:
     return attack
 
 
-def random_noise(*, eps: float, bounds: tuple[float, float] | None = None) -> Attack:
-    """Uniform noise in the linf ball: the control that an attack must beat."""
+def random_noise(
+    *, eps: float, norm: Norm = "linf", bounds: tuple[float, float] | None = None, where: str | None = None
+) -> Attack:
+    """The control that an attack must beat: noise without a direction.
+
+    Uniform in the ball for "linf". For "l2" and "l1" uniform on its edge, as long as a step along the gradient is.
+
+    Args:
+      where: the name of an entry i32[B, T] of the batch, such as "x/tokens": where it is 0 there is no noise, as there
+        is no gradient either.
+
+    Raises:
+      ValueError: no such norm.
+    """
+    around = ball(one_of("random_noise: norm", norm, Norm))
 
     def attack(
         objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str, share: Any = 1.0
     ) -> Array:
         x = take(batch, on)
-        x = x + ball("linf").sample(ctx.rng("noise"), x, eps * share)
-        return x if bounds is None else jnp.clip(x, *bounds)
+        radius, kept = eps * share, 1.0 if where is None else _besides(batch, where, x)
+        if norm == "linf":
+            delta = around.sample(ctx.rng("noise"), x, radius) * kept
+        else:
+            way = around.sample(ctx.rng("noise"), x, 1.0) * kept
+            delta = way * (radius / jnp.maximum(around.size(way), 1e-12)).reshape((-1,) + (1,) * (x.ndim - 1))
+        return x + delta if bounds is None else jnp.clip(x + delta, *bounds)
 
     return attack
 
 
-# ------------------------------------------------------------------------------------------- the table's two entries
+def _besides(batch: Batch, where: str, like: Array) -> Array:
+    """f[B, T, 1...]: 1 where the entry is not 0."""
+    node: Any = batch
+    for k in where.split("/"):
+        node = node[k]
+    return (node != 0).astype(like.dtype).reshape(node.shape + (1,) * (like.ndim - node.ndim))
+
+
+# ------------------------------------------------------------------------------------------- the table's entries
 def pgd_adversarial(
     base: Objective,
     bounds: tuple[float, float] | None,
+    on: str,
     to_steps: Callable[[str], int],
     *,
     eps: NonNegative,
@@ -208,15 +249,18 @@ def pgd_adversarial(
     probe: Literal["wrapped", "base"] = "wrapped",
     train_mode: bool = False,
     ramp: Cadence = "never",
+    clean: Fraction = 0.0,
 ) -> Transform:
     """`adversarial(pgd(...))` from settings; probe "base" attacks the plain loss whatever is wrapped, and eps grows
     linearly over `ramp`."""
     attack = pgd(eps=eps, steps=steps, step_size=step_size, norm=norm, random_start=random_start, bounds=bounds)
-    return adversarial(attack, probe=base if probe == "base" else None, train_mode=train_mode, ramp=to_steps(ramp))
+    probed = base if probe == "base" else None
+    return adversarial(attack, probe=probed, train_mode=train_mode, on=on, ramp=to_steps(ramp), clean=clean)
 
 
 def apgd_adversarial(
     bounds: tuple[float, float] | None,
+    on: str,
     *,
     eps: NonNegative,
     steps: Count = 100,
@@ -225,12 +269,26 @@ def apgd_adversarial(
 ) -> Transform:
     """`adversarial(searched(apgd(...)))` from settings: for evaluations, as it is no cheap way to train."""
     edges = (-jnp.inf, jnp.inf) if bounds is None else bounds
-    return adversarial(searched(apgd(steps=steps, norm=norm, loss=loss, bounds=edges), eps=eps))
+    return adversarial(searched(apgd(steps=steps, norm=norm, loss=loss, bounds=edges), eps=eps), on=on)
+
+
+def noise_adversarial(
+    bounds: tuple[float, float] | None,
+    on: str,
+    where: str | None,
+    *,
+    eps: NonNegative,
+    norm: Norm = "linf",
+    clean: Fraction = 0.0,
+) -> Transform:
+    """`adversarial(random_noise(...))` from settings: the control of an attack, in training and in evaluation."""
+    return adversarial(random_noise(eps=eps, norm=norm, bounds=bounds, where=where), on=on, clean=clean)
 
 
 def fgsm_adversarial(
     base: Objective,
     bounds: tuple[float, float] | None,
+    on: str,
     to_steps: Callable[[str], int],
     *,
     eps: NonNegative,
@@ -238,10 +296,12 @@ def fgsm_adversarial(
     probe: Literal["wrapped", "base"] = "wrapped",
     train_mode: bool = False,
     ramp: Cadence = "never",
+    clean: Fraction = 0.0,
 ) -> Transform:
     """`adversarial(fgsm(...))` from settings; eps grows linearly over `ramp`."""
     attack = fgsm(eps=eps, bounds=bounds, start=start)
-    return adversarial(attack, probe=base if probe == "base" else None, train_mode=train_mode, ramp=to_steps(ramp))
+    probed = base if probe == "base" else None
+    return adversarial(attack, probe=probed, train_mode=train_mode, on=on, ramp=to_steps(ramp), clean=clean)
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers

@@ -110,6 +110,20 @@ def pixels(scale: float) -> Transform:
     return map_batch(to_float, name="pixels", eval=True)
 
 
+def at_embedding(width: int) -> Transform:
+    """Gives texts a place to be attacked at: x i32[B, T] becomes {"tokens": x, "delta": zeros f32[B, T, width]}, which
+    models add to what they embed the tokens as. In evaluation, too; an attack is then on="x/delta".
+
+    Source: Miyato et al. 2017, figure 1.
+    """
+
+    def room(batch: Batch, key: Array) -> Batch:
+        tokens = batch["x"]
+        return {**batch, "x": {"tokens": tokens, "delta": jnp.zeros((*tokens.shape, width), jnp.float32)}}
+
+    return map_batch(room, name="at_embedding", eval=True)
+
+
 def reconstruct() -> Transform:
     """Makes the input the target: y = x. In evaluation as well."""
     return map_batch(lambda batch, key: {**batch, "y": batch["x"]}, name="reconstruct", eval=True)

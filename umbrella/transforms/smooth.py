@@ -100,6 +100,7 @@ def divergence(z: Array, other: Array) -> Array:
 
 def trades_of(
     bounds: Bounds,
+    on: str,
     *,
     eps: NonNegative,
     beta: NonNegative = 6.0,
@@ -107,12 +108,12 @@ def trades_of(
     step_size: Positive | None = None,
 ) -> Transform:
     """`trades(...)` from settings."""
-    return trades(eps=eps, beta=beta, steps=steps, step_size=step_size, bounds=bounds)
+    return trades(eps=eps, beta=beta, steps=steps, step_size=step_size, bounds=bounds, on=on)
 
 
-def vat_of(*, eps: NonNegative, weight: NonNegative = 1.0, xi: Positive = 1e-2, steps: Count = 1) -> Transform:
+def vat_of(on: str, *, eps: NonNegative, weight: NonNegative = 1.0, xi: Positive = 1e-2, steps: Count = 1) -> Transform:
     """`vat(...)` from settings."""
-    return vat(eps=eps, weight=weight, xi=xi, steps=steps)
+    return vat(eps=eps, weight=weight, xi=xi, steps=steps, on=on)
 
 
 def _outputs(o: Objective, params: Params, state: State, batch: Batch, ctx: Ctx) -> Array:

@@ -1,0 +1,42 @@
+"""A classifier of texts that is trained against perturbations of its word vectors (Miyato et al. 2017).
+
+    python launch.py --config=configs/text_adversarial.py             sentences of docstrings, which need no download
+    python launch.py --config=configs/text_adversarial.py:reviews --config.data.path=FOLDER
+    python launch.py --config=configs/text_adversarial.py:sms --config.data.path=FILE.tsv
+
+The folder has a file for each class, a text a line, such as rt-polarity.pos and rt-polarity.neg; the file has lines
+label<TAB>text. What it is compared with: --config.techniques='()', and noise of the same length,
+--config.techniques='("noise",)'. Virtual adversarial training: --config.techniques='("vat",)'.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "docstrings") -> ConfigDict:
+    if variant not in ("docstrings", "reviews", "sms"):
+        raise ValueError(f"configs/text_adversarial.py:{variant}: no such variant (one of: docstrings, reviews, sms)")
+    c = ConfigDict()
+    c.pipeline = "text"
+    c.data = dict(name=variant)
+    c.seed = 0
+    c.seeds = 1
+    eps = 5.0
+    c.techniques = ("adversarial",)
+    # One step of length eps along the gradient; half of the loss is that of the text as it is.
+    c.adversarial = dict(eps=eps, norm="l2", steps=1, step_size=eps, random_start=False, clean=0.5)
+    c.noise = dict(eps=eps, norm="l2", clean=0.5)
+    c.vat = dict(eps=eps, weight=1.0)
+    c.fgm = dict(technique="adversarial", eps=eps, norm="l2", steps=1, step_size=eps, random_start=False)
+    c.random = dict(technique="noise", eps=eps, norm="l2")
+    c.evals = dict(test=(), attacked=("fgm",), noisy=("random",))
+    c.vocabulary = 20_000
+    c.model = dict(name="text_cnn", width=128, maps=100, dropout=0.5)
+    c.optimizer = dict(name="adam", learning_rate=1e-3, schedule="cosine")
+    c.batch_size = 64
+    c.train_for = "10 epochs"
+    c.ema = 0.0
+    c.log_every, c.eval_every, c.checkpoint_every = "50 steps", "1 epoch", "25%"
+    c.eval_batch_size = 256
+    if variant == "reviews":
+        c.data.encoding = "windows-1252"
+    return c

@@ -1,0 +1,141 @@
+"""Labelled texts: a table of label and text, files of one class each, and sentences that come with Python packages.
+Floor 4."""
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import pathlib
+import re
+
+import numpy as np
+
+from umbrella.data import cache as caching
+from umbrella.data.files import fingerprint
+from umbrella.data.sources import Arrays, Found, info
+from umbrella.settings import SettingsError
+
+NAMES = ("docstrings",)
+PACKAGES = {"numpy": "numpy", "scipy": "scipy", "scikit-learn": "sklearn"}  # distribution -> package
+TABLES = (".tsv", ".tab")
+LONGEST = 400  # characters of a docstring's sentence
+
+
+def is_text_folder(root: pathlib.Path) -> bool:
+    """Whether it is a folder of at least two files of text, and of nothing else."""
+    files = _files(root)
+    prepared = any(p.suffix == ".json" for p in files)  # a folder of TensorFlow Datasets
+    return len(files) > 1 and not prepared and not any(p.is_dir() for p in root.iterdir() if p.name[0] != ".")
+
+
+def read_table(path: pathlib.Path, *, encoding: str) -> Found:
+    """A file of lines `label<TAB>text`, without a header; quotes are as they are. Classes in alphabetical order.
+
+    Raises:
+      SettingsError: names the file and the line that has no tab, no label or no text; a single class; not the encoding.
+    """
+    labels, texts = [], []
+    for number, line in enumerate(_lines(path, encoding), 1):
+        if not line.strip():
+            continue
+        label, tab, text = line.partition("\t")
+        if not (tab and label.strip() and text.strip()):
+            raise SettingsError(f"{path}: line {number}: wanted label<TAB>text, found {line.strip()[:40]!r}")
+        labels.append(label.strip())
+        texts.append(text.strip())
+    return _found(f"texts {path}", fingerprint(path.parent, [path]), texts, labels, str(path))
+
+
+def read_folder(root: pathlib.Path, *, encoding: str) -> Found:
+    """A folder of files of one class each, a text a line: spam.txt and ham.txt, or reviews.pos and reviews.neg.
+
+    The class is what differs: the ending where all files are called the same, else the name without it. Classes in
+    alphabetical order.
+
+    Raises:
+      SettingsError: two files of one class; a file without a text; not the encoding.
+    """
+    files = _files(root)
+    same = len({p.stem for p in files}) == 1
+    names = [p.suffix.lstrip(".") if same else p.stem for p in files]
+    if len(set(names)) < len(names):
+        raise SettingsError(f"{root}: two files for one class among {', '.join(p.name for p in files)}; rename one")
+    labels, texts = [], []
+    for path, name in zip(files, names, strict=True):
+        found = [line.strip() for line in _lines(path, encoding) if line.strip()]
+        if not found:
+            raise SettingsError(f"{path}: no text in it; wanted one a line")
+        texts += found
+        labels += [name] * len(found)
+    return _found(f"texts in {root}", fingerprint(root, files), texts, labels, str(root))
+
+
+def docstrings(*, cache: bool) -> Found:
+    """What a function or class of NumPy, SciPy and scikit-learn says of itself in its first paragraph; which of the
+    three it is of is the class. Real sentences without a network; they change with the versions installed.
+
+    Without the packages' tests, and every sentence once: of four words and more.
+    """
+    versions = [f"{name}-{importlib.metadata.version(name)}" for name in PACKAGES]
+
+    def make() -> caching.Made:
+        texts, labels, seen = [], [], set()
+        for name, package in PACKAGES.items():
+            for said in _said_by(package):
+                if said[:LONGEST] not in seen and len(said.split()) >= 4:
+                    seen.add(said[:LONGEST])
+                    texts.append(said[:LONGEST])
+                    labels.append(name)
+        found = _found("docstrings", "", texts, labels, "docstrings")
+        train = found.splits["train"]
+        return {"train": {k: train.column(k) for k in ("x", "y")}}, found.info
+
+    splits, about = caching.keep("docstrings-" + "-".join(versions), make, disk=cache)
+    digest = hashlib.blake2b(splits["train"].column("x").tobytes(), digest_size=16).hexdigest()
+    return Found(f"docstrings of {', '.join(versions)}", digest, dict(splits), about)
+
+
+# -------------------------------------------------------------------------------------------------------------- helpers
+def _said_by(package: str) -> list[str]:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.submodule_search_locations
+    out = []
+    for root in map(pathlib.Path, spec.submodule_search_locations):
+        for path in sorted(root.rglob("*.py")):
+            if "tests" in path.relative_to(root).parts or path.name.startswith("test_"):
+                continue
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (told := ast.get_docstring(node)):
+                    out.append(" ".join(re.split(r"\n\s*\n", told)[0].split()))
+    return out
+
+
+def _files(root: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(p for p in root.iterdir() if p.is_file() and not p.name.startswith("."))
+
+
+def _lines(path: pathlib.Path, encoding: str) -> list[str]:
+    try:
+        return path.read_bytes().decode(encoding).removeprefix("\ufeff").split("\n")
+    except LookupError:
+        raise SettingsError(
+            f"encoding={encoding!r}: no such encoding; utf-8, latin-1 and windows-1252 are some"
+        ) from None
+    except UnicodeDecodeError as e:
+        raise SettingsError(
+            f"{path}: byte {e.start:,} is not {encoding} text; name what it is, such as encoding='windows-1252'"
+        ) from None
+    except OSError as e:
+        raise SettingsError(f"{path}: cannot be read ({e.strerror})") from None
+
+
+def _found(source: str, key: str, texts: list[str], labels: list[str], where: str) -> Found:
+    names = tuple(sorted(set(labels)))
+    if len(names) < 2:
+        found = f"all texts are of the class {names[0]!r}" if names else "no text in it"
+        raise SettingsError(f"{where}: {found}; wanted two classes or more")
+    y = np.array([names.index(label) for label in labels], np.int32)
+    x = np.char.encode(np.array(texts), "utf-8")
+    return Found(
+        source, key, {"train": Arrays({"x": x, "y": y})}, info("text", None, classes=len(names), class_names=names)
+    )
