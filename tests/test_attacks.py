@@ -10,7 +10,7 @@ from scipy import optimize
 
 from tests.helpers import slow_but
 from umbrella import attacks, losses
-from umbrella.attacks import balls, boundary, climbs, gradient
+from umbrella.attacks import balls, boundary, climbs, gradient, squares
 from umbrella.models import MLP
 from umbrella.objective import Ctx, supervised
 from umbrella.transforms import adversarial, searched
@@ -257,9 +257,10 @@ SEARCHES = {
     "apgd, targeted": attacks.apgd(steps=10, loss="targeted", target=2),
     "fab": attacks.fab(steps=5),
     "square": attacks.square(steps=20),
+    "square l2": attacks.square(steps=20, norm="l2"),
     "restarted": attacks.restarted(attacks.pgd(steps=3), 3),
 }
-FIRST = ("apgd l1", "fab", "pgd l2", "restarted", "square")
+FIRST = ("apgd l1", "fab", "pgd l2", "restarted", "square", "square l2")
 NORM = {name: next((n for n in ("l2", "l1") if n in name), "linf") for name in SEARCHES}
 
 
@@ -282,7 +283,7 @@ def test_what_is_found_is_in_the_ball_and_told_truly(name: str) -> None:
     np.testing.assert_allclose(got.x[7], x[7], atol=1e-7)
 
 
-@pytest.mark.parametrize("name", slow_but(sorted(set(SEARCHES) - {"square"}), ["apgd", "fab"]))
+@pytest.mark.parametrize("name", slow_but(sorted(set(SEARCHES) - {"square", "square l2"}), ["apgd", "fab"]))
 def test_rows_do_not_know_of_one_another(name: str) -> None:
     """With their own random numbers taken away: what stands beside a row changes nothing."""
     x = jnp.asarray(RNG.uniform(0, 1, (6, 12)), jnp.float32)
@@ -301,6 +302,51 @@ def test_a_search_that_asks_for_logits_alone_is_not_deceived() -> None:
     moved = attacks.found(attacks.square(steps=200), masked, x, y, 0.25, KEY)
     np.testing.assert_array_equal(still.x, x)
     assert moved.fooled.sum() > still.fooled.sum() + 4
+
+
+def pyramid(x: int, y: int) -> np.ndarray:
+    """The source's loop: level k adds 1 / (k + 1)^2 to all that is within k of the middle."""
+    out, middle = np.zeros((x, y)), (x // 2, y // 2)
+    for k in range(max(middle) + 1):
+        out[max(middle[0] - k, 0) : middle[0] + k + 1, max(middle[1] - k, 0) : middle[1] + k + 1] += 1 / (k + 1) ** 2
+    return out / np.linalg.norm(out)
+
+
+@pytest.mark.parametrize("side", [3, 5, 8])
+def test_a_bump_is_a_pyramid_up_and_one_down(side: int) -> None:
+    """Of a square inside a larger image: the side is a number of the program, not of its shapes."""
+    want = np.concatenate([pyramid(side // 2, side), -pyramid(side - side // 2, side)])
+    at = np.indices((9, 9), np.int32)
+    got = jax.jit(lambda s, t: squares._bump(at[0], at[1], s, t, 9))
+    np.testing.assert_allclose(got(np.int32(side), False)[:side, :side], want, atol=1e-6)
+    np.testing.assert_allclose(got(np.int32(side), True)[:side, :side], want.T, atol=1e-6)
+
+
+def test_a_step_of_squares_in_l2_spends_all_of_the_length() -> None:
+    """As long as eps; what is outside of the two squares is scaled by one number at most."""
+    delta = jnp.asarray(RNG.normal(size=(6, 9, 8, 2)), jnp.float32)
+    eps = jnp.linalg.norm(delta.reshape(6, -1), axis=1) * 1.3
+    new = squares._bumps(delta, eps, jnp.float32(4.0), KEY)
+    np.testing.assert_allclose(np.linalg.norm(np.asarray(new).reshape(6, -1), axis=1), eps, rtol=1e-5)
+    ratio = np.asarray(new / delta)
+    for row in range(6):
+        values, counts = np.unique(np.round(ratio[row], 3), return_counts=True)
+        assert counts.max() >= 2 * (9 * 8 - 2 * 3 * 3)  # two squares of side 3: the odd number below 4
+        assert 1.0 <= values[counts.argmax()] <= 1.3 + 1e-3 or counts.max() == values.size
+
+
+@pytest.mark.slow
+def test_squares_in_l2_come_near_to_the_distance_of_a_plane() -> None:
+    """A linear classifier of 6 x 6 pixels: nothing is fooled within .98 of the distance, most within three times it."""
+    w = RNG.normal(size=36).astype(np.float32)
+    w = w / np.linalg.norm(w)
+    height = lambda x: (x.reshape(-1, 36) - 0.5) @ w  # noqa: E731
+    x = jnp.asarray(RNG.uniform(0.45, 0.55, (32, 6, 6, 1)), jnp.float32)
+    linear = lambda x: jnp.stack([-height(x), height(x)], 1)  # noqa: E731
+    y, far = (height(x) > 0).astype(jnp.int32), jnp.abs(height(x))
+    run = jax.jit(lambda eps: attacks.found(attacks.square(steps=300, norm="l2"), linear, x, y, eps, KEY))
+    assert not run(0.98 * far).fooled.any()
+    assert run(3 * far).fooled.mean() > 0.9
 
 
 @pytest.mark.slow
@@ -360,7 +406,7 @@ def test_bad_settings_are_one_line() -> None:
         (lambda: attacks.pgd(steps=0), "0 steps are no attack"),
         (lambda: attacks.apgd(loss="targeted"), "target=None and loss='targeted'"),
         (lambda: attacks.pgd(loss="hinge"), "loss of an attack: 'hinge' is not one of"),
-        (lambda: attacks.square(norm="l2"), "written for 'linf'"),
+        (lambda: attacks.square(norm="l1"), "square: norm: 'l1'"),
         (lambda: attacks.restarted(attacks.pgd(), 0), "0 are none"),
         (lambda: attacks.found(attacks.square(), bent, X.reshape(8, -1), Y, 0.1, KEY), "it draws squares on images"),
     ):

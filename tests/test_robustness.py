@@ -14,6 +14,7 @@ from tests.test_pipelines import vision
 from umbrella import attacks, robustness
 from umbrella.artifacts import Table
 from umbrella.objective import View
+from umbrella.pipelines import _attacked
 from umbrella.settings import SettingsError
 
 KEY = jax.random.key(0)
@@ -57,7 +58,7 @@ def test_of_a_linear_model_the_robust_rows_are_those_that_are_far_enough() -> No
     total = sum(v[0] for v in made.first.values())
     np.testing.assert_array_equal(total, [(~made.robust[0, 0]).sum(), (made.robust[0, 0] & ~made.robust[0, 1]).sum()])
     assert [c.what for c in made.checks if not c.holds] == []
-    told = robustness.numbers(made)
+    told = _attacked.numbers(made)
     np.testing.assert_allclose(told["linf_0.1"]["accuracy"], made.robust[:, 1].mean(-1))
     fooled = ~made.robust[0, 1]
     said = np.asarray(linear(views(W).lane(0), jnp.asarray(made.worst[1]))).argmax(-1)
@@ -89,7 +90,7 @@ def test_a_masked_gradient_is_shown() -> None:
         list(found.values()),
         None,
     )
-    table = dict(robustness.figures(made, masked, views(W), ("a", "b", "c")))["checks"]
+    table = dict(_attacked.figures(made, masked, views(W), ("a", "b", "c")))["checks"]
     assert isinstance(table, Table) and sum(row[1] == "VIOLATED" for row in table.rows) >= 3
 
 
@@ -108,6 +109,60 @@ def test_what_an_attack_says_is_looked_at_again(monkeypatch: pytest.MonkeyPatch)
     assert robustness.bench(plan, linear, views(W), X, Y, KEY).robust.all()
 
 
+@pytest.mark.parametrize("how", ["interval", "crown"])
+def test_of_a_linear_model_the_bounds_are_exact(how: Any) -> None:
+    """What is proved is what is far enough, so no attack is needed to know the truth."""
+    plan = robustness.plan(eps=(0.03, 0.1), batch_size=16, checked=0, attacks=("pgd",), bound=how)
+    made = robustness.bench(plan, linear, views(W, -W), X, Y, KEY)
+    far = distances()
+    clear = np.abs(far - np.asarray([[0.03], [0.1]])) > 1e-3
+    assert made.proved is not None
+    for e, eps in enumerate(plan.eps):
+        np.testing.assert_array_equal(made.proved[0, e][clear[e]], (far > eps)[clear[e]])
+    told = _attacked.numbers(made)["linf_0.1"]
+    assert (told["verified"] <= told["accuracy"]).all()
+    curves = dict(_attacked.figures(made, linear, views(W, -W), ("a", "b", "c")))["robust_accuracy"]
+    assert list(curves.series) == ["worst of all attacks", f"proved ({how})"]
+
+
+def test_a_proof_of_what_is_fooled_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(robustness, "_lower", lambda how, f, view, x, y, eps: jnp.ones(len(x)))
+    plan = robustness.plan(eps=(0.1,), batch_size=16, checked=0, attacks=("pgd",), bound="crown")
+    with pytest.raises(
+        AssertionError, match=r"row \d+, seed 0: proved right within 0.1 by crown, and an attack fooled it"
+    ):
+        robustness.bench(plan, linear, views(W), X, Y, KEY)
+
+
+def test_a_bound_that_does_not_know_the_network_is_refused_before_it_trains() -> None:
+    section = dict(eps=(0.1,), bound="crown")
+    model = dict(name="mlp", hidden=(8,), activation="gelu")
+    with pytest.raises(SettingsError, match="config.robustness.bound: 'crown' of this model: "):
+        um.pipelines.build(vision(robustness=section, model=model))
+    um.pipelines.build(vision(robustness=section))
+
+
+def test_a_linear_classifier_smoothed_is_as_far_as_it_was() -> None:
+    """Of two classes: the plane is as far from a row with noise as without it, so the certified radius is at most that
+    distance in l2, and comes near to it as the draws grow (Cohen et al. 2019, section 3.2.2)."""
+    w = np.stack([W[:, 0], -W[:, 0]], 1)
+    z = X.reshape(40, -1) @ w[:, 0]
+    y, far = (z < 0).astype(np.int32), np.abs(z) / np.linalg.norm(w[:, 0])
+    plan = robustness.plan(eps=(0.1,), checked=0, attacks=("pgd",), sigma=0.5, draws=2000)
+    made = robustness.bench(plan, linear, views(w), X, y, KEY)
+    (told,) = made.smoothed
+    assert (told.radius <= far + 1e-6).mean() > 0.95  # each is wrong with probability .001
+    near = far < 1.0  # beyond two sigmas the draws are too few
+    assert (told.radius[near] > 0.7 * far[near] - 0.1).all()
+    numbers = _attacked.numbers(made)["smoothed_0.5"]
+    assert numbers["accuracy"] + numbers["abstained"] <= 1 and 0 < numbers["radius"] < far.mean()
+    curve = dict(_attacked.figures(made, linear, views(w), ("a", "b")))["certified_radius"]
+    ((at, share),) = curve.series.values()
+    assert share[0] == pytest.approx(numbers["accuracy"]) and (np.diff(share) <= 0).all() and share[-1] == 0
+    # The mean radius is the area under the curve, by the trapezoid rule.
+    assert np.trapezoid(share, at) == pytest.approx(numbers["radius"], rel=0.02)
+
+
 def test_driven_from_outside_it_is_the_same_search() -> None:
     f = lambda view, x: linear(view, x)  # noqa: E731
     view = views(W).lane(0)
@@ -124,7 +179,8 @@ def test_driven_from_outside_it_is_the_same_search() -> None:
     [
         (dict(eps=()), "config.robustness.eps: no radius"),
         (dict(eps=(0.1,), attacks=("pgdd",)), "no attack 'pgdd' .did you mean 'pgd'"),
-        (dict(eps=(0.1,), norm="l2", attacks=("square",)), "config.robustness.attacks: square: norm 'l2'"),
+        (dict(eps=(0.1,), norm="l1", attacks=("square",)), "config.robustness.attacks: square: norm: 'l1'"),
+        (dict(eps=(0.1,), norm="l2", bound="crown"), "config.robustness.bound: 'crown' is about boxes"),
         (dict(eps=(0.1,), norm="l3"), "config.robustness.norm"),
         (dict(eps=(-0.1,)), "config.robustness.eps"),
         (dict(epsilon=(0.1,)), "config.robustness.epsilon: no such setting"),

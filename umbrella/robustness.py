@@ -4,30 +4,26 @@ The accuracy that is left is an upper bound of the robust accuracy: a better att
 number worth anything are the checks beside it (Athalye et al. 2018, Carlini et al. 2019): see `checks`.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from umbrella import attacks
-from umbrella.artifacts import Curves, Images, Table
+from umbrella import attacks, bounds
 from umbrella.attacks import Driven, Norm, Search
 from umbrella.objective import Array, View
-from umbrella.scores import interval
-from umbrella.settings import Count, Natural, Positive, SettingsError, near
+from umbrella.settings import Count, Natural, NonNegative, Positive, SettingsError, near
+from umbrella.smoothing import Smoothed, certify
 from umbrella.transforms.corrupt import KINDS, SEVERITIES, corrupted
 
 Logits = Callable[[View, Array], Array]  # (view of one seed, x f32[B, ...] in its bounds) -> logits f32[B, C]
 TARGETS = 9
 
 
-def _square(norm: Norm, steps: int) -> Search:
-    if norm != "linf":
-        raise ValueError(f"square: norm {norm!r}: it is written for 'linf'")
-    return attacks.square(steps=steps)
+Bound = Literal["none", "interval", "crown"]
 
 
 ATTACKS: dict[str, Callable[[Norm, int], tuple[Search, ...]]] = {
@@ -40,11 +36,12 @@ ATTACKS: dict[str, Callable[[Norm, int], tuple[Search, ...]]] = {
     "fab_t": lambda norm, classes: tuple(
         attacks.fab(norm=norm, target=t) for t in range(1, min(TARGETS, classes - 1) + 1)
     ),
-    "square": lambda norm, classes: (_square(norm, 5000),),
-    "square_1000": lambda norm, classes: (_square(norm, 1000),),
+    "square": lambda norm, classes: (attacks.square(steps=5000, norm=norm),),
+    "square_1000": lambda norm, classes: (attacks.square(steps=1000, norm=norm),),
 }
 QUICK = ("apgd_ce", "apgd_dlr", "square_1000")
 STANDARD = ("apgd_ce", "apgd_t", "fab_t", "square")  # of AutoAttack (Croce and Hein 2020), in its order
+SURE = 1e-4  # a proof's least margin, as bounds do not count rounding
 SLACK = 0.01  # of the rows that are checked: what a check may be off by, as random starts differ
 
 
@@ -58,6 +55,9 @@ class Plan(NamedTuple):
     batch_size: int
     checked: int
     corruptions: bool
+    bound: Bound
+    sigma: float
+    draws: int
 
 
 def plan(
@@ -69,6 +69,9 @@ def plan(
     batch_size: Count = 250,
     checked: Natural = 200,
     corruptions: bool = False,
+    bound: Bound = "none",
+    sigma: NonNegative = 0.0,
+    draws: Count = 1000,
 ) -> Plan:
     """A section of a config: robustness = dict(eps=(0.1, 0.2, 0.3)).
 
@@ -80,9 +83,13 @@ def plan(
       batch_size: rows that are attacked at once.
       checked: rows of the checks; 0 for none.
       corruptions: whether the rows are corrupted, too: 11 kinds at 5 severities, see `umbrella.transforms.corrupt`.
+      bound: proves of rows that nothing within eps is classified wrongly, by "interval" or "crown": for "linf" and
+        networks of ReLUs without norms that look at a row.
+      sigma: of the noise under which the smoothed classifier is asked, in units of the input; 0 for none.
+      draws: how often a row is asked for its radius.
 
     Raises:
-      SettingsError: no such attack, or one that is not written for the norm; no radius.
+      SettingsError: no such attack, or one that is not written for the norm; no radius; a bound in another norm.
     """
     names = QUICK if attacks == ("quick",) else STANDARD if attacks == ("standard",) else attacks
     if not eps:
@@ -94,7 +101,10 @@ def plan(
             ATTACKS[name](norm, 2)
         except ValueError as error:
             raise SettingsError(f"config.robustness.attacks: {error}") from None
-    return Plan(norm, tuple(sorted(set(eps))), names, rows, batch_size, checked, corruptions)
+    if bound != "none" and norm != "linf":
+        raise SettingsError(f"config.robustness.bound: {bound!r} is about boxes, which are the balls of 'linf'")
+    eps = tuple(sorted(set(eps)))
+    return Plan(norm, eps, names, rows, batch_size, checked, corruptions, bound, sigma, draws)
 
 
 class Check(NamedTuple):
@@ -117,7 +127,9 @@ class Bench(NamedTuple):
     worst: np.ndarray  # f32[E, N, ...], of the first seed: what fools it, or the row itself
     label: np.ndarray  # i64[E, N], of the first seed: what is predicted there
     checks: list[Check]
-    corrupted: np.ndarray | None  # f64[K, kinds, 5], the accuracy on the rows when they are corrupted
+    corrupted: np.ndarray | None = None  # f64[K, kinds, 5], the accuracy on the rows when they are corrupted
+    proved: np.ndarray | None = None  # bool[K, E, N]: right, and no input in the ball is wrong
+    smoothed: tuple[Smoothed, ...] = ()  # of every seed
 
 
 def bench(plan: Plan, f: Logits, views: View, x: np.ndarray, y: np.ndarray, key: Array) -> Bench:
@@ -127,7 +139,7 @@ def bench(plan: Plan, f: Logits, views: View, x: np.ndarray, y: np.ndarray, key:
     looked at again: it must lie in ball and bounds, and be classified wrongly.
 
     Raises:
-      AssertionError: it is not so, which is a bug of the attack.
+      AssertionError: it is not so, or what is proved is fooled, which is a bug of an attack or a bound.
     """
     seeds = jax.tree.leaves(views)[0].shape[0]
     predict = jax.jit(lambda view, x: f(view, x).argmax(-1))
@@ -166,7 +178,57 @@ def bench(plan: Plan, f: Logits, views: View, x: np.ndarray, y: np.ndarray, key:
     some = slice(0, plan.checked)
     told = checks(plan, f, views.lane(0), x[some], y[some], jax.random.fold_in(key, 1)) if plan.checked else []
     worse = corruptions(f, views, x, y, jax.random.fold_in(key, 2), size) if plan.corruptions else None
-    return Bench(plan, clean, robust, first, x, y, worst, label, told, worse)
+    proved = None if plan.bound == "none" else proofs(plan, f, views, x, y)
+    if proved is not None and (wrong := np.argwhere(proved & ~robust)).size:
+        k, e, row = wrong[0]
+        raise AssertionError(
+            f"row {row}, seed {k}: proved right within {plan.eps[e]:g} by {plan.bound}, and an attack fooled it: one "
+            "of the two is wrong"
+        )
+    smoothed: tuple[Smoothed, ...] = ()
+    if plan.sigma:
+        at = jax.random.fold_in(key, 3)
+        how: dict[str, Any] = {"sigma": plan.sigma, "samples": plan.draws, "size": size}
+        smoothed = tuple(certify(f, views.lane(k), x, at, **how) for k in range(seeds))
+    return Bench(plan, clean, robust, first, x, y, worst, label, told, worse, proved, smoothed)
+
+
+def proofs(plan: Plan, f: Logits, views: View, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """bool[K, E, N]: whether the plan's bound says that all of the box around a row is classified rightly."""
+    seeds, size = jax.tree.leaves(views)[0].shape[0], min(plan.batch_size, len(x))
+    lower = jax.jit(partial(_lower, plan.bound, f))
+    out = np.zeros((seeds, len(plan.eps), len(x)), bool)
+    for k in range(seeds):
+        view = views.lane(k)
+        for e, eps in enumerate(plan.eps):
+            for i in range(0, len(x), size):
+                fill = (i + np.arange(size)) % len(x)
+                n = min(size, len(x) - i)
+                out[k, e, i : i + n] = np.asarray(lower(view, x[fill], y[fill], np.float32(eps)))[:n] > SURE
+    return out
+
+
+def check_bound(plan: Plan, f: Logits, view: View, row: jax.ShapeDtypeStruct) -> None:
+    """That the plan's bound knows all that the network does; nothing is computed.
+
+    Args:
+      view: of arrays or of their shapes.
+      row: the shape and dtype of x f32[1, ...].
+
+    Raises:
+      SettingsError: it uses an operation without a rule.
+    """
+    if plan.bound == "none":
+        return
+    label = jax.ShapeDtypeStruct((1,), jnp.int32)
+    try:
+        jax.eval_shape(partial(_lower, plan.bound, f), view, row, label, jax.ShapeDtypeStruct((), jnp.float32))
+    except bounds.UnknownOperation as error:
+        raise SettingsError(f"config.robustness.bound: {plan.bound!r} of this model: {error}") from None
+
+
+def _lower(how: str, f: Logits, view: View, x: Array, y: Array, eps: Array) -> Array:
+    return bounds.margins(partial(f, view), jnp.clip(x - eps, 0, 1), jnp.clip(x + eps, 0, 1), y, how=how)
 
 
 def corruptions(f: Logits, views: View, x: np.ndarray, y: np.ndarray, key: Array, size: int) -> np.ndarray:
@@ -248,8 +310,8 @@ def checks(plan: Plan, f: Logits, view: View, x: np.ndarray, y: np.ndarray, key:
         ),
         Check("random noise is weaker than PGD", noise >= white - slack, f"noise {noise:.3f}, PGD-50 {white:.3f}"),
     ]
-    if norm == "linf" and x.ndim == 4:
-        black = left(attacks.square(steps=500), eps)[0]
+    if norm != "l1" and x.ndim == 4:
+        black = left(attacks.square(steps=500, norm=norm), eps)[0]
         out.append(
             Check(
                 "a search without gradients is not stronger than PGD",
@@ -293,92 +355,3 @@ def _flat(name: Any, f: Logits, view: View, x: np.ndarray, y: np.ndarray, size: 
 
     both = [np.asarray(zero(x[i : i + size], y[i : i + size])) for i in range(0, len(x), size)]
     return float(np.concatenate(both).mean())
-
-
-# -------------------------------------------------------------------------------------------------------------- telling
-def numbers(made: Bench) -> Mapping[str, Mapping[str, Any]]:
-    """Evaluation -> metric -> one number for each seed: "linf_0.3" -> {"accuracy": f64[K]}; and of the rows, clean."""
-    at = {f"{made.plan.norm}_0": made.clean.mean(-1)}
-    at |= {f"{made.plan.norm}_{e:g}": made.robust[:, i].mean(-1) for i, e in enumerate(made.plan.eps)}
-    if made.corrupted is not None:
-        at["corrupted"] = made.corrupted.mean((1, 2))
-    return {name: {"accuracy": v if len(v) > 1 else float(v[0])} for name, v in at.items()}
-
-
-def figures(made: Bench, f: Logits, views: View, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
-    """What the report shows."""
-    plan, (seeds, _, n) = made.plan, made.robust.shape
-    eps = np.asarray((0.0, *plan.eps))
-    accuracy = np.concatenate([made.clean[:, None], made.robust], 1).mean(-1)
-    mean, half = interval(accuracy)
-    if seeds == 1:
-        from scipy import stats
-
-        ends = [stats.binomtest(round(a * n), n).proportion_ci(method="wilson") for a in accuracy[0]]
-        low, high = np.asarray([e.low for e in ends]), np.asarray([e.high for e in ends])
-        of = f"one seed; 95 % by Wilson's interval over {n:,} rows"
-    else:
-        low, high = np.clip(mean - half, 0, 1), np.clip(mean + half, 0, 1)
-        of = f"mean over {seeds} seeds, 95 %; {n:,} rows"
-    caption = (
-        f"Accuracy under {', '.join(plan.attacks)} within eps ({plan.norm}), the worst of all for every row; {of}."
-    )
-    name = "worst of all attacks"
-    yield "robust_accuracy", Curves({name: (eps, mean)}, "eps", "accuracy", caption, {name: (low, high)})
-    if made.checks:
-        caption = f"Whether to believe it: the first {min(plan.checked, n)} rows, the first seed, eps {plan.eps[-1]:g}."
-        told = tuple((c.what, "holds" if c.holds else "VIOLATED", c.told) for c in made.checks)
-        yield "checks", Table(("what must be so", "", "measured"), told, caption)
-    rows = tuple((name, *(f"{v:.1f}" for v in made.first[name].mean(0))) for name in plan.attacks)
-    caption = "Rows that an attack was the first to fool, at each radius, of those that stood until there."
-    yield "attacks", Table(("attack", *(f"eps {e:g}" for e in plan.eps)), rows, caption)
-    if made.corrupted is not None:
-        error = 1 - made.corrupted.mean(0)
-        cells = tuple((kind.replace("_", " "), *row, row.mean()) for kind, row in zip(KINDS, error, strict=True))
-        caption = f"Errors on corrupted rows, a mean over seeds; of all, the mean corruption error, {error.mean():.4f}."
-        columns = ("corruption", *(f"severity {i + 1}" for i in range(SEVERITIES)), "mean")
-        yield "corruptions", Table(columns, tuple((r[0], *map(float, r[1:])) for r in cells), caption)
-    if made.x.ndim == 4 and made.x.shape[-1] in (1, 3):
-        yield "adversarial", _twins(made, names)
-    fooled = np.flatnonzero(made.clean[0] & ~made.robust[0, -1])
-    if len(fooled):
-        yield "loss_surface", _surface(made, int(fooled[0]), f, views.lane(0))
-
-
-def _twins(made: Bench, names: tuple[str, ...]) -> Images:
-    """Rows as they are, what fools the first seed at the largest radius, and the difference around grey."""
-    fooled = np.flatnonzero(made.clean[0] & ~made.robust[0, -1])[:8]
-    picked = fooled if len(fooled) else np.arange(min(8, len(made.x)))
-    there, delta = made.worst[-1][picked], made.worst[-1][picked] - made.x[picked]
-    scale = 0.5 / max(float(np.abs(delta).max()), 1e-6)
-    images = np.concatenate([made.x[picked], there, np.clip(0.5 + scale * delta, 0, 1)])
-    told = ", ".join(f"{names[made.y[i]]}→{names[made.label[-1, i]]}" for i in picked)
-    caption = (
-        f"As they are, attacked within eps {made.plan.eps[-1]:g}, and the perturbation, {scale:.3g} times as strong "
-        f"around grey (true→predicted: {told})."
-    )
-    if not len(fooled):
-        caption = "No row was fooled; here are the first."
-    return Images(images, len(picked), caption, ("clean", "attacked", "perturbation"))
-
-
-def _surface(made: Bench, row: int, f: Logits, view: View, side: int = 21) -> Images:
-    """The margin around one row: along what fooled it, and along a random direction of the same length in the norm."""
-    x, delta = made.x[row], made.worst[-1, row] - made.x[row]
-    other = np.random.default_rng(0).choice((-1.0, 1.0), size=x.shape).astype(np.float32)
-    around = attacks.ball(made.plan.norm)
-    length = [float(around.size(jnp.asarray(d[None]))[0]) for d in (delta, other)]
-    other = other * np.float32(length[0] / max(length[1], 1e-12))
-    at = np.linspace(-1, 1, side, dtype=np.float32)
-    grid = np.stack([np.clip(x + a * delta + b * other, 0, 1) for b in at for a in at])
-    labels = np.full(len(grid), made.y[row], np.int32)
-    margin = np.asarray(jax.jit(lambda v, y: attacks.told(lambda z: f(view, z), v, y).margin)(grid, labels))
-    caption = (
-        "The margin around the first row that was fooled: orange where it is classified wrongly, blue where rightly, "
-        f"the stronger the surer (up to {np.abs(margin).max():.3g}). The row is in the middle; to the right along what "
-        "fooled it, which is there at the edge, upwards along random signs of the same length."
-    )
-    shade = (margin / max(float(np.abs(margin).max()), 1e-12)).reshape(side, side)[::-1, :, None]
-    colour = np.where(shade > 0, np.asarray([0.80, 0.36, 0.0]), np.asarray([0.0, 0.37, 0.59]))
-    picture = 1 - np.abs(shade) * (1 - colour)
-    return Images(np.repeat(np.repeat(picture, 12, 0), 12, 1)[None].astype(np.float32), 1, caption)

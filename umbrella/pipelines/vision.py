@@ -14,10 +14,10 @@ from umbrella.artifacts import Images
 from umbrella.baselines import chosen, classification, on_parts
 from umbrella.data import Dataset, scaling
 from umbrella.experiment import Experiment, Review
-from umbrella.objective import Array, Batch, View, measure, supervised
-from umbrella.pipelines import _classes
+from umbrella.objective import Array, Batch, Ctx, View, measure, supervised
+from umbrella.pipelines import _attacked, _classes
 from umbrella.pipelines._standard import Problem, Resolve, assemble, scale_of, select
-from umbrella.robustness import Plan, bench, figures, numbers, plan
+from umbrella.robustness import Plan, bench, check_bound, plan
 from umbrella.settings import SettingsError
 from umbrella.transforms import pixels
 from umbrella.transforms.standardise import scaled, standardise
@@ -71,6 +71,11 @@ def problem(
             x = scaled(view.state["input"], x)
         return net.apply({"params": params, **view.state.get("model", {})}, x, train=False)
 
+    if attacked is not None and attacked.bound != "none":
+        row = jax.ShapeDtypeStruct((1, *dataset.info["shape"]), jnp.float32)
+        shapes = jax.eval_shape(lambda x: base.init({"x": x}, Ctx(jax.random.key(0), jnp.int32(0))), row)
+        check_bound(attacked, partial(of_pixels, lambda params, state: params), View(*shapes), row)
+
     def predict(resolve: Resolve) -> Any:
         def run(view: View, batch: Batch, key: Array) -> dict[str, Array]:
             logits = logits_of(resolve, view, batch["x"])
@@ -104,9 +109,9 @@ def problem(
             x = (rows["x"] / scale).astype(np.float32)
             logits = partial(of_pixels, resolve)
             found = bench(plan, logits, views, x, np.asarray(rows["y"], np.int32), key)
-            more = figures(found, logits, views, names)
+            more = _attacked.figures(found, logits, views, names)
             return made._replace(
-                metrics={**made.metrics, **numbers(found)}, artifacts=itertools.chain(more, made.artifacts)
+                metrics={**made.metrics, **_attacked.numbers(found)}, artifacts=itertools.chain(more, made.artifacts)
             )
 
         return of
