@@ -1,7 +1,7 @@
 """python -m benchmarks [--rounds N] [--write]: every timing, side by side in one run, as one table.
 
 Rivals take turns in one process, A B A B, so a machine that slows down slows both, and a ratio is the median over
-several processes. Nothing else may run meanwhile. PyTorch and Lightning join when they are installed.
+several processes. Nothing else may run meanwhile. PyTorch, Lightning, foolbox and ART join when they are installed.
 """
 
 import argparse
@@ -79,6 +79,8 @@ LOOPS = {  # module.function -> what it is, and steps a turn
     "images.resnet20": ("ResNet-20, 32 x 32 x 3, batch 128", 10),
     "images.seeds": ("5 seeds of LeNet-5 in one program, batch 64", 50),
     "images.seeds_mlp": ("5 seeds of an MLP 784-128-10 in one program, batch 64", 200),
+    "attacks.pgd": ("PGD of 40 steps, LeNet-5, 250 images", 4),
+    "attacks.training": ("training against PGD of 7 steps, a CNN of 2 layers, batch 128", 20),
 }
 
 

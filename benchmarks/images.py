@@ -14,7 +14,7 @@ from benchmarks.loops import common, umbrella_loop
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 
 
-def _config(folder: str, shape: str, **more: Any) -> dict[str, Any]:
+def noise_config(folder: str, shape: str, **more: Any) -> dict[str, Any]:
     """A classifier of noise of a set's size: the time is that of the set, and nothing needs to be there."""
     path, rng = Path(folder) / "noise.npz", np.random.default_rng(0)
     np.savez(path, x=rng.integers(0, 256, (10_000, *SHAPES[shape]), np.uint8), y=np.arange(10_000) % 10)
@@ -44,7 +44,7 @@ def _against_torch(
     stack: contextlib.ExitStack, shape: str, model: dict[str, Any], batch: int
 ) -> dict[str, rivals.Segment | None]:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
-    ours, session = umbrella_loop(_config(folder, shape, model=model, batch_size=batch), stack)
+    ours, session = umbrella_loop(noise_config(folder, shape, model=model, batch_size=batch), stack)
     arrays = {k: np.asarray(session.experiment.train_data.resident[k]) for k in ("x", "y")}
     return {"umbrella": ours, "PyTorch": rivals.torch_images(arrays, batch, model["name"])}
 
@@ -63,7 +63,7 @@ def _seeds(
     stack: contextlib.ExitStack, shape: str, model: dict[str, Any], batch: int, many: int = 5
 ) -> dict[str, rivals.Segment | None]:
     folder = stack.enter_context(tempfile.TemporaryDirectory())
-    config = _config(folder, shape, model=model, batch_size=batch)
+    config = noise_config(folder, shape, model=model, batch_size=batch)
     together, _ = umbrella_loop({**config, "seeds": many}, stack)
     one, _ = umbrella_loop(config, stack)
 

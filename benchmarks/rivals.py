@@ -177,7 +177,7 @@ def torch_images(arrays: dict[str, np.ndarray], batch: int, name: str) -> Segmen
     except ImportError:
         return None
     torch.set_num_threads(os.cpu_count() or 1)
-    net = (_torch_lenet if name == "lenet" else _torch_resnet20)(torch).to(memory_format=torch.channels_last)
+    net = (torch_lenet if name == "lenet" else _torch_resnet20)(torch).to(memory_format=torch.channels_last)
     x = torch.from_numpy(np.ascontiguousarray(arrays["x"].transpose(0, 3, 1, 2)))  # bytes, as ours
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.from_numpy(arrays["y"].astype(np.int64))
@@ -188,7 +188,7 @@ def torch_images(arrays: dict[str, np.ndarray], batch: int, name: str) -> Segmen
     return _torch_segment(torch, net, torch.optim.SGD(net.parameters(), 0.01, momentum=0.9), rows, y, batch)
 
 
-def _torch_lenet(torch: Any) -> Any:
+def torch_lenet(torch: Any) -> Any:
     nn = torch.nn
     return nn.Sequential(
         nn.Conv2d(1, 6, 5, padding=2), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.Tanh(), nn.AvgPool2d(2),

@@ -2,6 +2,7 @@
 
     python launch.py --config=configs/certified.py             scikit-learn's digits, which need no download
     python launch.py --config=configs/certified.py:mnist       MNIST, l-infinity .3
+    python launch.py --config=configs/certified.py:smoothed    MNIST, l2, by asking under noise (Cohen et al. 2019)
 
 Trained by interval bounds (Gowal et al. 2018); by CROWN's first and intervals in the end (Zhang et al. 2020):
 --config.certified.how=crown. "verified" is the share that is proved; no attack can do better than its complement.
@@ -11,23 +12,36 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "digits") -> ConfigDict:
-    if variant not in ("digits", "mnist"):
-        raise ValueError(f"configs/certified.py:{variant}: no such variant (one of: digits, mnist)")
+    if variant not in ("digits", "mnist", "smoothed"):
+        raise ValueError(f"configs/certified.py:{variant}: no such variant (one of: digits, mnist, smoothed)")
     c = ConfigDict()
     c.pipeline = "vision"
-    c.data = dict(name=variant)
+    c.data = dict(name="mnist" if variant == "smoothed" else variant)
     c.seed = 0
     c.seeds = 1
     c.techniques = ("certified",)
     c.ema = 0.0
     c.log_every, c.eval_every, c.checkpoint_every = "50 steps", "1 epoch", "25%"
+    if variant == "smoothed":
+        sigma = 0.5
+        c.techniques = ("noise",)
+        c.noise = dict(eps=sigma, norm="normal")
+        c.evals = dict(test=(), noisy=("noise",))
+        c.model = dict(name="cnn", widths=(16, 32), depth=1, head="flat", norm="none")
+        c.optimizer = dict(name="adamw", learning_rate=2e-3, schedule="cosine", warmup="5%", weight_decay=1e-4)
+        c.batch_size = 128
+        c.train_for = "8 epochs"
+        c.ema = 0.99
+        c.eval_batch_size = 500
+        c.robustness = dict(norm="l2", eps=(0.5, 1.0, 1.5), rows=500, sigma=sigma, draws=1000)
+        return c
     if variant == "digits":
         eps, train_eps = 0.1, 0.1
         c.model = dict(name="mlp", hidden=(128, 64))
         c.optimizer = dict(name="adam", learning_rate=2e-3, schedule="cosine")
         c.batch_size = 64
         c.train_for = "100 epochs"
-        c.robustness = dict(eps=(eps / 2, eps), rows=359)
+        c.robustness = dict(eps=(eps / 2, eps), rows=359, bound="crown")
     else:
         eps, train_eps = 0.3, 0.4
         c.model = dict(name="cnn", widths=(16, 32), depth=1, head="flat", norm="none")
@@ -35,7 +49,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
         c.batch_size = 128
         c.train_for = "20 epochs"
         c.eval_batch_size = 500
-        c.robustness = dict(eps=(0.1, 0.2, 0.3), rows=1000)
+        c.robustness = dict(eps=(0.1, 0.2, 0.3), rows=1000, bound="interval")
     c.certified = dict(eps=eps, train_eps=train_eps, how="interval", kappa=0.5, ramp="60%")
     c.evals = dict(test=("certified",))
     return c

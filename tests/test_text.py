@@ -135,6 +135,15 @@ def test_the_control_is_as_long_and_only_where_there_are_words() -> None:
     assert (np.abs(noise[np.asarray(TOKENS) > 0]) > 0).all()
 
 
+def test_normal_noise_has_the_deviation_that_is_asked_for() -> None:
+    """Of 1e5 numbers: mean within 4 / sqrt(1e5) sigma, variance within 4 sqrt(2 / 1e5) of 1; bounds do not cut it."""
+    x = jnp.zeros((100, 1000), jnp.float32)
+    attack = transforms.random_noise(eps=0.5, norm="normal", bounds=(0.0, 1.0))
+    o = Objective(lambda batch, ctx: ({}, {}), lambda params, state, batch, ctx: (batch["x"], None))
+    noise = np.asarray(attack(o, {}, {}, {"x": x}, context(), "x")) / 0.5
+    assert abs(noise.mean()) < 4 / np.sqrt(1e5) and abs(noise.var() - 1) < 4 * np.sqrt(2 / 1e5)
+
+
 def test_half_of_the_loss_is_that_of_the_text_as_it_is() -> None:
     """In training the mean of two plain losses; in evaluation that of the attacked one alone."""
     o = supervised(MODELS["bag"], losses.cross_entropy)

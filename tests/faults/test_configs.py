@@ -19,8 +19,8 @@ SMALL = (
     "--config.checkpoint_every=2 steps",
     "--config.baselines=False",
 )
-PREPARED = ("airbench94", "cifar10", "mnist")  # variants whose set TensorFlow Datasets prepares
-SHAPES = {"airbench94": (32, 32, 3), "cifar10": (32, 32, 3), "mnist": (28, 28, 1)}
+PREPARED = ("airbench94", "cifar10", "mnist", "smoothed")  # variants whose set TensorFlow Datasets prepares
+SHAPES = {"airbench94": (32, 32, 3), "cifar10": (32, 32, 3), "mnist": (28, 28, 1), "smoothed": (28, 28, 1)}
 # A pass of a convolutional network over 10,000 images takes half a minute: these get a few rows of noise of that shape.
 STAND_INS = ("adversarial.py", "certified.py", "cifar_fast.py", "cnn.py", "ensemble.py", "resnet.py")
 # Variants whose texts are the user's: line i of a small file.
@@ -42,6 +42,7 @@ CASES = {
     "adversarial.py:cifar10": (*ATTACKED, "--config.model={'name': 'mlp'}"),
     "certified.py:digits": ATTACKED[:3],
     "certified.py:mnist": ATTACKED[:3],
+    "certified.py:smoothed": (*ATTACKED[:3], "--config.robustness.draws=5"),
     "cifar_fast.py:airbench94": ("--config.model.widths=(8, 16, 16)", "--config.batch_size=64"),
     "cifar_fast.py:cifar10": ("--config.model.widths=(8, 16, 16)", "--config.batch_size=64"),
     "cifar_fast.py:digits": (),

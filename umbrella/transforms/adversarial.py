@@ -16,6 +16,7 @@ from umbrella.settings import Cadence, Count, Fraction, NonNegative, Positive
 from umbrella.unroll import unroll
 
 Start = Literal["input", "ball", "beyond"]
+Noise = Literal["linf", "l2", "l1", "normal"]
 
 
 class Attack(Protocol):
@@ -196,11 +197,13 @@ def searched(search: Search, *, eps: float) -> Attack:
 
 
 def random_noise(
-    *, eps: float, norm: Norm = "linf", bounds: tuple[float, float] | None = None, where: str | None = None
+    *, eps: float, norm: Noise = "linf", bounds: tuple[float, float] | None = None, where: str | None = None
 ) -> Attack:
     """The control that an attack must beat: noise without a direction.
 
     Uniform in the ball for "linf". For "l2" and "l1" uniform on its edge, as long as a step along the gradient is.
+    "normal" is no ball: Gaussian, eps being its standard deviation, and not kept in the bounds, as randomised smoothing
+    asks a network for what it says there (Cohen et al. 2019, section 3.3).
 
     Args:
       where: the name of an entry i32[B, T] of the batch, such as "x/tokens": where it is 0 there is no noise, as there
@@ -209,18 +212,21 @@ def random_noise(
     Raises:
       ValueError: no such norm.
     """
-    around = ball(one_of("random_noise: norm", norm, Norm))
+    one_of("random_noise: norm", norm, Noise)
 
     def attack(
         objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str, share: Any = 1.0
     ) -> Array:
         x = take(batch, on)
         radius, kept = eps * share, 1.0 if where is None else _besides(batch, where, x)
+        if norm == "normal":
+            return x + radius * jax.random.normal(ctx.rng("noise"), x.shape, x.dtype) * kept
         if norm == "linf":
-            delta = around.sample(ctx.rng("noise"), x, radius) * kept
+            delta = ball(norm).sample(ctx.rng("noise"), x, radius) * kept
         else:
-            way = around.sample(ctx.rng("noise"), x, 1.0) * kept
-            delta = way * (radius / jnp.maximum(around.size(way), 1e-12)).reshape((-1,) + (1,) * (x.ndim - 1))
+            way = ball(norm).sample(ctx.rng("noise"), x, 1.0) * kept
+            length = jnp.maximum(ball(norm).size(way), 1e-12)
+            delta = way * (radius / length).reshape((-1,) + (1,) * (x.ndim - 1))
         return x + delta if bounds is None else jnp.clip(x + delta, *bounds)
 
     return attack
@@ -278,7 +284,7 @@ def noise_adversarial(
     where: str | None,
     *,
     eps: NonNegative,
-    norm: Norm = "linf",
+    norm: Noise = "linf",
     clean: Fraction = 0.0,
 ) -> Transform:
     """`adversarial(random_noise(...))` from settings: the control of an attack, in training and in evaluation."""
