@@ -38,7 +38,8 @@ def get_config(variant: str = "digits") -> ConfigDict:
         c.train_for = "30 epochs"
         c.robustness = dict(eps=(eps / 3, 2 * eps / 3, eps), rows=359, checked=200)
     elif variant == "mnist":
-        c.model = dict(name="cnn", widths=(16, 32), depth=1, head="flat", norm="none")
+        c.model = dict(name="cnn", widths=(16, 32), depth=1, kernel=4, down="stride", head="flat", norm="none")
+        c.model.hidden = (100,)  # the network of Wong et al. 2020, 166,406 numbers
         c.optimizer = dict(name="adamw", learning_rate=2e-3, schedule="cosine", warmup="5%", weight_decay=1e-4)
         c.batch_size = 128
         c.train_for = "12 epochs"

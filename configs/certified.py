@@ -27,7 +27,8 @@ def get_config(variant: str = "digits") -> ConfigDict:
         c.techniques = ("noise",)
         c.noise = dict(eps=sigma, norm="normal")
         c.evals = dict(test=(), noisy=("noise",))
-        c.model = dict(name="cnn", widths=(16, 32), depth=1, head="flat", norm="none")
+        c.model = dict(name="cnn", widths=(16, 32), depth=1, kernel=4, down="stride", head="flat", norm="none")
+        c.model.hidden = (100,)  # the network of Wong et al. 2020, 166,406 numbers
         c.optimizer = dict(name="adamw", learning_rate=2e-3, schedule="cosine", warmup="5%", weight_decay=1e-4)
         c.batch_size = 128
         c.train_for = "8 epochs"
@@ -44,7 +45,8 @@ def get_config(variant: str = "digits") -> ConfigDict:
         c.robustness = dict(eps=(eps / 2, eps), rows=359, bound="crown")
     else:
         eps, train_eps = 0.3, 0.4
-        c.model = dict(name="cnn", widths=(16, 32), depth=1, head="flat", norm="none")
+        c.model = dict(name="cnn", widths=(16, 32), depth=1, kernel=4, down="stride", head="flat", norm="none")
+        c.model.hidden = (100,)  # the network of Wong et al. 2020, 166,406 numbers
         c.optimizer = dict(name="adam", learning_rate=1e-3, schedule="cosine")
         c.batch_size = 128
         c.train_for = "20 epochs"

@@ -64,6 +64,13 @@ def test_lenet_by_hand() -> None:
     assert count(LeNet(out=10), 1, 28, 28, 1) == 156 + 2416 + 48_120 + 10_164 + 850
 
 
+def test_a_strided_network_by_hand() -> None:
+    """Wong et al. 2020, two convolutions of 4 x 4 with stride 2, from 28 to 7: 16 x 16 + 16; 256 x 32 + 32;
+    7 x 7 x 32 x 100 + 100; 100 x 10 + 10."""
+    model = CNN(out=10, widths=(16, 32), depth=1, kernel=4, down="stride", head="flat", hidden=(100,), norm="none")
+    assert count(model, 1, 28, 28, 1) == 272 + 8224 + 156_900 + 1010
+
+
 def test_cifar_fast_by_hand() -> None:
     """24 biases of the whitening; 3 x 3 convolutions without bias; six norms of a shift alone; a head without bias. Of
     one channel the whitening has 8 outputs instead of 24."""
@@ -84,6 +91,7 @@ MODELS: dict[str, nn.Module] = {
     "lenet": LeNet(out=7),
     "cnn": CNN(out=7, widths=(4, 8)),
     "cnn, all positions": CNN(out=7, widths=(4, 8), head="flat", norm="none", dropout=0.3),
+    "cnn, by strides": CNN(out=7, widths=(4, 8), kernel=4, down="stride", head="flat", hidden=(5,), norm="none"),
     "cifar_fast": CifarFast(out=7, widths=(4, 8)),
     "cifar_fast, mirrored": CifarFast(out=7, widths=(4, 8, 8, 8, 8), mirror=True),
     "resnet20": ResNet(out=7, depth=20),

@@ -44,15 +44,19 @@ def _halved(x: jax.Array) -> jax.Array:
 
 
 class CNN(nn.Module):
-    """f32[B, H, W, C] -> logits f32[B, out]: stages of convolutions, each but the last ending in a pooling by two.
+    """f32[B, H, W, C] -> logits f32[B, out]: stages of convolutions with half the side from one to the next.
 
     Attributes:
       out: size of the output.
       widths: channels of each stage.
-      depth: convolutions of 3 x 3 in each stage, each followed by its norm and the activation.
+      depth: convolutions in each stage, each followed by its norm and the activation.
+      kernel: their side.
+      down: what halves the side: a pooling between two stages, or every stage's first convolution by its stride, the
+        first stage's too.
       activation: after each norm.
       norm: a convolution before a norm has no bias: the norm takes it away.
       head: what makes one vector of the last stage: the mean over positions, or all of them.
+      hidden: widths of dense layers behind that, each followed by the activation.
       dropout: probability, before the head.
       kernel_init: of the convolutions; the head has flax's own, which is lecun_normal.
     """
@@ -60,27 +64,33 @@ class CNN(nn.Module):
     out: Count
     widths: tuple[Count, ...] = (32, 64, 128)
     depth: Count = 2
+    kernel: Count = 3
+    down: Literal["pool", "stride"] = "pool"
     activation: Activation = "relu"
     norm: Norm = "batch"
     head: Literal["mean", "flat"] = "mean"
+    hidden: tuple[Count, ...] = ()
     dropout: Fraction = 0.0
     kernel_init: Init = "he_normal"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         for i, width in enumerate(self.widths):
-            if i:
+            if i and self.down == "pool":
                 x = nn.max_pool(x, (2, 2), (2, 2), padding="SAME")
             for j in range(self.depth):
                 x = Conv(
                     width,
-                    (3, 3),
+                    (self.kernel, self.kernel),
+                    strides=2 if j == 0 and self.down == "stride" else 1,
                     use_bias=has_bias(self.norm),
                     kernel_init=initializer(self.kernel_init),
                     name=f"conv_{i}_{j}",
                 )(x)
                 x = ACTIVATIONS[self.activation](normalise(x, self.norm, train=train, name=f"norm_{i}_{j}"))
         x = x.mean((1, 2)) if self.head == "mean" else x.reshape((x.shape[0], -1))
+        for i, width in enumerate(self.hidden):
+            x = ACTIVATIONS[self.activation](nn.Dense(width, name=f"hidden_{i}")(x))
         if self.dropout:
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.out, name="head")(x)
