@@ -38,5 +38,7 @@ def get_config(variant: str = "docstrings") -> ConfigDict:
     c.log_every, c.eval_every, c.checkpoint_every = "50 steps", "1 epoch", "25%"
     c.eval_batch_size = 256
     if variant == "reviews":
-        c.data.encoding = "windows-1252"
+        c.data.path, c.data.encoding = "data/reviews", "windows-1252"
+    elif variant == "sms":
+        c.data.path = "data/sms.tsv"
     return c
