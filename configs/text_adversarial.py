@@ -29,7 +29,7 @@ def get_config(variant: str = "docstrings") -> ConfigDict:
     c.fgm = dict(technique="adversarial", eps=eps, norm="l2", steps=1, step_size=eps, random_start=False)
     c.random = dict(technique="noise", eps=eps, norm="l2")
     c.evals = dict(test=(), attacked=("fgm",), noisy=("random",))
-    c.vocabulary = 20_000
+    c.vocabulary, c.least = 20_000, 2  # what is there once is trained as any unknown word
     c.model = dict(name="text_cnn", width=128, maps=100, dropout=0.5)
     c.optimizer = dict(name="adam", learning_rate=1e-3, schedule="cosine")
     c.batch_size = 64

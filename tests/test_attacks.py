@@ -96,7 +96,7 @@ def test_a_norm_is_spelt_as_it_is() -> None:
 def test_what_is_climbed_by_hand() -> None:
     """Logits 1, 4, 2, 0 of class 1: margin 2 - 4; dlr that over 4 - 1; towards class 0 (1 - 4) / (4 - (1 + 0) / 2)."""
     z, y, t = jnp.asarray([[1.0, 4.0, 2.0, 0.0]]), jnp.asarray([1]), jnp.asarray([0])
-    assert climbs.margin(z, y, t)[0] == -2
+    assert climbs.margin_climbed(z, y, t)[0] == -2
     assert climbs.dlr(z, y, t)[0] == pytest.approx(-2 / 3)
     assert climbs.targeted_dlr(z, y, t)[0] == pytest.approx(-3 / 3.5)
     assert climbs.cross_entropy(z, y, t)[0] == pytest.approx(np.log(np.exp([1, 4, 2, 0]).sum()) - 4, rel=1e-6)
@@ -213,7 +213,7 @@ def test_apgd_is_algorithm_1() -> None:
     for i in range(steps):
         went.append(np.asarray(carry["delta"]))
         carry = step(carry, i)
-    value = jax.jit(jax.value_and_grad(lambda d, x, y: climbs.margin(bent(x + d), y, y)[0]))
+    value = jax.jit(jax.value_and_grad(lambda d, x, y: climbs.margin_climbed(bent(x + d), y, y)[0]))
     for row in range(5):
         at, label = x[row : row + 1], y[row : row + 1]
 
@@ -376,6 +376,47 @@ def test_a_search_on_another_network_is_judged_on_this_one() -> None:
     assert (opposite.margin >= clean - 1e-6).all()
 
 
+def test_a_search_on_another_network_goes_on_when_that_one_is_fooled() -> None:
+    """A surrogate that is wrong everywhere from the start leads as far as one that is never fooled: to the edge. Its
+    slopes are those of the network that is attacked, so all the way is made. Restarts go side by side."""
+    x = jnp.asarray(RNG.uniform(0.3, 0.7, (16, 12)), jnp.float32)
+    f, y = linear(W, BIAS), linear(W, BIAS)(x).argmax(1)
+    search = attacks.pgd(steps=5, loss="margin", random_start=False)
+    wrong = lambda x: f(x) - 100 * jax.nn.one_hot(y, 3)  # noqa: E731
+    led = attacks.found(attacks.transferred(search, wrong), f, x, y, 0.1, KEY)
+    own = attacks.found(attacks.pgd(steps=5, loss="margin", random_start=False, first=False), f, x, y, 0.1, KEY)
+    np.testing.assert_array_equal(led.fooled, own.fooled)
+    assert own.fooled.any()
+    np.testing.assert_allclose(led.margin[~led.fooled], own.margin[~led.fooled], atol=1e-5)
+    many = attacks.found(attacks.transferred(attacks.restarted(attacks.pgd(steps=2), 3), f), f, x, y, 0.1, KEY)
+    assert many.x.shape == x.shape and (many.margin >= attacks.told(f, x, y).margin).all()
+
+
+def test_noise_is_the_best_of_its_tries() -> None:
+    """In the ball and the bounds, never worse than nothing, and of more tries never worse than of fewer."""
+    x = jnp.asarray(RNG.uniform(0, 1, (16, 12)), jnp.float32)
+    y = bent(x).argmax(1)
+    few, many = (attacks.found(attacks.noise(tries=n), bent, x, y, 0.1, KEY) for n in (5, 40))
+    assert (np.abs(many.x - x) <= 0.1 + 1e-6).all() and (many.x >= 0).all() and (many.x <= 1).all()
+    assert (few.margin >= attacks.told(bent, x, y).margin).all()
+    assert (many.fooled >= few.fooled).all() and many.margin.mean() > few.margin.mean()
+
+
+def test_a_gradient_that_is_no_number_spoils_nothing() -> None:
+    """A square root at 0 has an infinite slope, and 0 times that is no number: the other pixels are climbed all the
+    same."""
+
+    def f(x: jax.Array) -> jax.Array:
+        return linear(W, BIAS)(x) + 0 * jnp.sqrt(x[:, :1] * 0)
+
+    x = jnp.asarray(RNG.uniform(0.3, 0.7, (16, 12)), jnp.float32)
+    y = f(x).argmax(1)
+    assert np.isnan(jax.grad(lambda x: f(x).sum())(x)).any()
+    for search in (attacks.pgd(steps=5), attacks.apgd(steps=5), attacks.fab(steps=5)):
+        found = attacks.found(search, f, x, y, 0.3, KEY)
+        assert np.isfinite(found.x).all() and found.fooled.any()
+
+
 def test_the_expectation_is_over_probabilities() -> None:
     noisy = lambda x, key: CLASSIFIER(x) + jax.random.normal(key, (3,)).reshape(1, 3)  # noqa: E731
     got = attacks.expected(noisy, KEY, 5)(X)
@@ -407,6 +448,7 @@ def test_bad_settings_are_one_line() -> None:
         (lambda: attacks.apgd(loss="targeted"), "target=None and loss='targeted'"),
         (lambda: attacks.pgd(loss="hinge"), "loss of an attack: 'hinge' is not one of"),
         (lambda: attacks.square(norm="l1"), "square: norm: 'l1'"),
+        (lambda: attacks.fab(bounds=(-np.inf, np.inf)), "it looks for planes in a box; give it a finite one"),
         (lambda: attacks.restarted(attacks.pgd(), 0), "0 are none"),
         (lambda: attacks.found(attacks.square(), bent, X.reshape(8, -1), Y, 0.1, KEY), "it draws squares on images"),
     ):

@@ -78,8 +78,8 @@ def test_margins_that_are_told_are_kept(name: str) -> None:
 
 
 def test_crown_by_linear_programming() -> None:
-    """One hidden layer: the same relaxation as a linear program, with SciPy, is never below, and the best of the two
-    lines below each ReLU is what a program may choose, so CROWN's bound is at most the program's."""
+    """One hidden layer, h_j between two lines of w x that hold for a ReLU: CROWN's bound is the least of the linear
+    program with the lines that it chose, to rounding; with both lines below it is at most the least of that."""
     w, v = RNG.normal(size=(3, 5)), RNG.normal(size=(5, 2))
     f = lambda x: nn.relu(x @ jnp.asarray(w, jnp.float32)) @ jnp.asarray(v, jnp.float32)  # noqa: E731
     x, eps = RNG.normal(size=3), 0.3
@@ -88,23 +88,27 @@ def test_crown_by_linear_programming() -> None:
     got = float(bounds.linear(f, low, high, spec)[0, 0])
     c = v @ np.asarray([1.0, -1.0])
     lo, hi = x @ w - eps * np.abs(w).sum(0), x @ w + eps * np.abs(w).sum(0)
-    # Variables x (3), h (5): h >= 0, h >= w x, h <= chord.
-    a, b = [], []
-    for j in range(5):
-        e = np.zeros(5)
-        e[j] = 1
-        a += [np.r_[w[:, j], -e], np.r_[np.zeros(3), -e]]
-        b += [0.0, 0.0]
-        slope = 0.0 if hi[j] <= 0 else 1.0 if lo[j] >= 0 else hi[j] / (hi[j] - lo[j])
-        a.append(np.r_[-slope * w[:, j], e])
-        b.append(-slope * lo[j] if lo[j] < 0 < hi[j] else 0.0)
-    found = optimize.linprog(
-        np.r_[np.zeros(3), c], A_ub=np.asarray(a), b_ub=b, bounds=[(p - eps, p + eps) for p in x] + [(None, None)] * 5
-    )
-    assert got <= found.fun + 1e-4
+    assert ((lo < 0) & (hi > 0)).any()
+
+    def least(below: list[list[float]]) -> float:
+        """Variables x (3), h (5): h >= slope w x for every slope of below[j], h <= chord."""
+        a, b = [], []
+        for j in range(5):
+            e = np.zeros(5)
+            e[j] = 1
+            a += [np.r_[slope * w[:, j], -e] for slope in below[j]]
+            b += [0.0] * len(below[j])
+            chord = 0.0 if hi[j] <= 0 else 1.0 if lo[j] >= 0 else hi[j] / (hi[j] - lo[j])
+            a.append(np.r_[-chord * w[:, j], e])
+            b.append(-chord * lo[j] if lo[j] < 0 < hi[j] else 0.0)
+        box = [(p - eps, p + eps) for p in x]
+        return float(optimize.linprog(np.r_[np.zeros(3), c], np.asarray(a), b, bounds=box + [(None, None)] * 5).fun)
+
+    chosen = [[0.0 if high <= -low else 1.0] for low, high in zip(lo, hi, strict=True)]  # the steeper half
+    assert got == pytest.approx(least(chosen), abs=1e-5)
+    both = least([[0.0, 1.0]] * 5)
     points = x + RNG.uniform(-eps, eps, (20_000, 3))
-    least = (np.maximum(points @ w, 0) @ c).min()
-    assert got <= least and found.fun <= least + 1e-6 and got > found.fun - 0.5 * (least - found.fun) - 1.0
+    assert got <= both + 1e-6 and both <= (np.maximum(points @ w, 0) @ c).min() + 1e-6
 
 
 def test_without_a_bent_unit_crown_is_exact() -> None:
@@ -129,6 +133,9 @@ def test_what_is_not_known_is_not_guessed() -> None:
         bounds.linear(jnp.tanh, x, x + 1, jnp.ones((1, 1, 3)))
     with pytest.raises(bounds.UnknownOperation, match="division by what depends"):
         bounds.interval(lambda x: 1 / x, x, x + 1)
+    for power in (-1, -2):  # through a pole
+        with pytest.raises(bounds.UnknownOperation, match="'integer_pow'"):
+            bounds.interval(lambda x, power=power: x**power, jnp.asarray([[-1.0]]), jnp.asarray([[2.0]]))
     with pytest.raises(bounds.UnknownOperation, match="both depend"):
         bounds.interval(lambda x: x @ x.T, x, x + 1)
 

@@ -498,3 +498,21 @@ def test_a_number_where_a_tuple_of_numbers_is_wanted() -> None:
 def test_what_would_do_nothing_is_refused(more: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         pipelines.build(vision(**more))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (dict(model=dict(name="mlp", hidden=(8,), norm="batch")), "'certified': there is no bound for the operation"),
+        (dict(techniques=("label_smoothing", "certified")), "certified needs labels i32[B], y is float32[1, 10]"),
+    ],
+)
+def test_what_has_no_bounds_is_refused_before_it_trains(config: dict[str, Any], words: str) -> None:
+    told = refused(vision(**{"techniques": ("certified",), "certified": SETTINGS["certified"], **config}))
+    assert words in told and "config.techniques: " in told
+
+
+def test_an_attack_that_leaves_the_ball_is_no_evaluation() -> None:
+    beyond = dict(technique="fgsm", eps=0.1, start="beyond")
+    told = refused(vision(evals=dict(test=("beyond",)), beyond=beyond))
+    assert "config.evals.test: 'beyond' starts 'beyond' the ball and ends outside of it" in told

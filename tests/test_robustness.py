@@ -94,19 +94,57 @@ def test_a_masked_gradient_is_shown() -> None:
     assert isinstance(table, Table) and sum(row[1] == "VIOLATED" for row in table.rows) >= 3
 
 
-def test_what_an_attack_says_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(AssertionError, match="cheat: left the ball"):
-        robustness._check_ball("linf", 0.1, X, X + 0.2, "cheat")
-    with pytest.raises(AssertionError, match="cheat: left the bounds"):
-        robustness._check_ball("linf", 1.0, X, X + 0.9, "cheat")
+def boasting(delta: float) -> Any:
+    """An attack that goes somewhere, whatever is there, and says that it fooled every row."""
+    honest = attacks.pgd(steps=1, step_size=0.0, random_start=False)
 
-    def boast(norm: Any, classes: int) -> tuple[attacks.Search, ...]:
-        honest = attacks.pgd(steps=1, step_size=0.0, random_start=False)
-        return (honest._replace(best=lambda f, c: honest.best(f, c)._replace(fooled=jnp.ones(len(c["y"]), bool))),)
+    def best(f: Any, carry: Any) -> Any:
+        return attacks.Found(carry["x"] + delta, jnp.ones(len(carry["y"]), bool), carry["margin"])
 
-    monkeypatch.setitem(robustness.ATTACKS, "boast", boast)
-    plan = robustness.plan(eps=(0.1,), attacks=("boast",), checked=0)
-    assert robustness.bench(plan, linear, views(W), X, Y, KEY).robust.all()
+    return lambda norm, classes: (honest._replace(best=best),)
+
+
+@pytest.mark.parametrize(("delta", "holds"), [(0.0, True), (0.2, False), (0.9, False)])
+def test_what_an_attack_says_is_looked_at_again(delta: float, holds: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A boast of what is right as it was, of what is out of the ball and of what is out of the bounds: nothing falls,
+    and the report says of the last two that a bug was there."""
+    monkeypatch.setitem(robustness.ATTACKS, "boast", boasting(delta))
+    plan = robustness.plan(eps=(0.1 if delta < 0.9 else 1.0,), attacks=("boast",), checked=0)
+    made = robustness.bench(plan, linear, views(W), X, Y, KEY)
+    assert made.robust.all()
+    (check,) = made.checks
+    assert check.what == "what attacks find is in ball and bounds" and check.holds == holds
+
+
+def test_a_tie_is_no_right_answer() -> None:
+    """Logits in steps of .1 beside a 0, so argmax says class 0 of a tie: rows that are one as they are stand no attack,
+    and neither do those from which one can be reached."""
+
+    def stepped(view: View, x: jax.Array) -> jax.Array:
+        z = jnp.round(10 * (x.mean((1, 2, 3)) - 0.5)) / 10
+        return jnp.stack([z, jnp.zeros_like(z)], 1)
+
+    x = np.full((3, 4, 4, 1), 0.5, np.float32) + np.asarray([0.02, 0.1, 0.3], np.float32).reshape(3, 1, 1, 1)
+    plan = robustness.plan(eps=(0.1,), attacks=("square_1000",), checked=0)
+    made = robustness.bench(plan, stepped, views(W), x, np.zeros(3, np.int32), KEY)
+    assert made.clean[0].tolist() == [True, True, True]
+    assert made.robust[0, 0].tolist() == [False, False, True]
+
+
+def test_logits_that_are_not_finite_are_never_right() -> None:
+    """Of a network that says nothing finite at half of the rows; class 0 would be what argmax makes of it."""
+    x = np.concatenate([X, X])
+    x[40:, 0, 0, 0] = 1.0
+
+    def broken(view: View, x: jax.Array) -> jax.Array:
+        return jnp.where(x[:, 0, 0] >= 1.0, jnp.nan, linear(view, x))
+
+    y = np.concatenate([Y, np.zeros(40, np.int32)])
+    plan = robustness.plan(eps=(0.001,), attacks=("pgd",), checked=40, sigma=0.01, draws=100)
+    made = robustness.bench(plan, broken, views(W), x, y, KEY)
+    assert made.clean[0, :40].all() and not made.clean[0, 40:].any() and not made.robust[0, 0, 40:].any()
+    # Noise moves the pixel to either side of the edge, so a half of the votes is for nothing.
+    assert (made.smoothed[0].votes[40:] < 80).all() and (made.smoothed[0].votes[:40] > 80).mean() > 0.8
 
 
 @pytest.mark.parametrize("how", ["interval", "crown"])
@@ -126,12 +164,13 @@ def test_of_a_linear_model_the_bounds_are_exact(how: Any) -> None:
 
 
 def test_a_proof_of_what_is_fooled_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(robustness, "_lower", lambda how, f, view, x, y, eps: jnp.ones(len(x)))
+    """It is told in red, and does not count."""
+    monkeypatch.setattr(robustness, "_proved", lambda how, f, view, x, y, eps: jnp.ones(len(x), bool))
     plan = robustness.plan(eps=(0.1,), batch_size=16, checked=0, attacks=("pgd",), bound="crown")
-    with pytest.raises(
-        AssertionError, match=r"row \d+, seed 0: proved right within 0.1 by crown, and an attack fooled it"
-    ):
-        robustness.bench(plan, linear, views(W), X, Y, KEY)
+    made = robustness.bench(plan, linear, views(W), X, Y, KEY)
+    check = next(c for c in made.checks if c.what == "no row falls that is proved")
+    assert not check.holds and check.told == f"{int((~made.robust).sum())} of 40 proofs" and not made.robust.all()
+    assert made.proved is not None and (made.proved == made.robust).all()
 
 
 def test_a_bound_that_does_not_know_the_network_is_refused_before_it_trains() -> None:
@@ -180,6 +219,7 @@ def test_driven_from_outside_it_is_the_same_search() -> None:
         (dict(eps=()), "config.robustness.eps: no radius"),
         (dict(eps=(0.1,), attacks=("pgdd",)), "no attack 'pgdd' .did you mean 'pgd'"),
         (dict(eps=(0.1,), norm="l1", attacks=("square",)), "config.robustness.attacks: square: norm: 'l1'"),
+        (dict(eps=(0.1,), draws=5), "config.robustness.draws: asked under which noise"),
         (dict(eps=(0.1,), norm="l2", bound="crown"), "config.robustness.bound: 'crown' is about boxes"),
         (dict(eps=(0.1,), norm="l3"), "config.robustness.norm"),
         (dict(eps=(-0.1,)), "config.robustness.eps"),
@@ -191,6 +231,34 @@ def test_bad_plans_are_one_line(section: dict[str, Any], says: str) -> None:
         um.pipelines.build(vision(robustness=section))
 
 
+def test_families_leave_squares_out_where_there_are_none() -> None:
+    assert robustness.plan(eps=(1.0,), norm="l1").attacks == ("apgd_ce", "apgd_dlr")
+    assert robustness.plan(eps=(1.0,), norm="l1", attacks=("standard",)).attacks == ("apgd_ce", "apgd_t", "fab_t")
+    assert robustness.plan(eps=(1.0,), norm="l2").attacks == robustness.QUICK
+
+
+def test_attacks_need_a_test_split_to_look_at() -> None:
+    with pytest.raises(SettingsError, match="config.robustness: attacks the test split, which no evaluation looks at"):
+        um.pipelines.build(vision(robustness=dict(eps=(0.1,)), evals={}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_the_standard_attacks_on_two_classes(norm: Any) -> None:
+    """Of a plane: what is nearer than eps falls, what is farther stands, in l2 by its slope's length, in l1 by its
+    largest entry."""
+    w = np.stack([W[:, 0], -W[:, 0]], 1)
+    z = X.reshape(40, -1) @ w[:, 0]
+    y = (z < 0).astype(np.int32)
+    far = np.abs(z) / {"l2": np.linalg.norm(w[:, 0]), "l1": np.abs(w[:, 0]).max()}[norm]
+    eps = float(np.median(far))
+    inside = far < 0.19 if norm == "l1" else np.ones(40, bool)  # a single pixel can go .2 until its bounds
+    plan = robustness.plan(eps=(eps,), norm=norm, attacks=("standard",), checked=0, batch_size=40)
+    made = robustness.bench(plan, linear, views(w), X, y, KEY)
+    clear = (np.abs(far - eps) > 0.02 * eps) & (inside | (far > eps))
+    np.testing.assert_array_equal(made.robust[0, 0][clear], (far > eps)[clear])
+
+
 @pytest.mark.slow
 def test_a_run_tells_of_it(tmp_path: Path) -> None:
     section = dict(eps=(0.02, 0.1), rows=30, batch_size=30, checked=30, attacks=("pgd", "apgd_dlr"), corruptions=True)
@@ -198,7 +266,7 @@ def test_a_run_tells_of_it(tmp_path: Path) -> None:
     result = um.run(config, workdir=tmp_path / "w", quiet=True)
     told = result.summary["metrics"]
     clean, near, far = (np.asarray(told[f"linf_{e}"]["accuracy"]["values"]) for e in ("0", "0.02", "0.1"))
-    assert (clean >= near).all() and (near >= far).all() and clean.min() > 0.5 > far.max()
+    assert (clean >= near).all() and (near >= far).all() and clean.min() > 0.4 > far.max()
     assert 0.1 < told["corrupted"]["accuracy"]["mean"] < clean.mean()
     page = (tmp_path / "w" / "report.html").read_text()
     for word in ("robust_accuracy", "checks", "adversarial", "loss_surface", "corruptions", "what must be so"):

@@ -177,7 +177,7 @@ def test_whole_numbers_have_no_gradient() -> None:
 # ------------------------------------------------------------------------------------------------------------- pipeline
 def config(tmp_path: Path, **more: Any) -> dict[str, Any]:
     path = tmp_path / "t.tsv"
-    lines = (f"{('bad', 'good')[i % 2]}\tit is {('dull', 'fine')[i % 2]} , film {i % 7}\n" for i in range(60))
+    lines = (f"{('bad', 'good')[i % 2]}\tit is {('dull', 'fine')[i % 2]} , film {i}\n" for i in range(60))
     path.write_text("".join(lines))
     return dict(
         pipeline="text",

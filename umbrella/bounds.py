@@ -3,7 +3,8 @@
 Both walk over the jaxpr of any function of one array, so they hold for whatever is made of the operations below: dense
 layers and convolutions, norms in evaluation mode, ReLUs and other rising activations, poolings, sums, reshapes. An
 operation that is not known raises, and nothing is guessed. Rounding is not counted: bounds are those of exact
-arithmetic, to about 1e-6 of the numbers in between.
+arithmetic, to about 1e-6 of the numbers in between, or 1e-3 on a device that multiplies in fewer bits unless it is told
+otherwise. `proved` tells it, and asks for more than rounding could have made.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 Array = jax.Array
+SURE = 1e-5  # of the largest difference: what a proof's margin must exceed
 Fn = Callable[[Array], Array]
 
 
@@ -94,6 +96,18 @@ def margins(f: Fn, low: Array, high: Array, y: Array, *, how: str = "crown") -> 
     """
     told = differences(f, low, high, y, how=how)
     return jnp.where(jax.nn.one_hot(y, told.shape[1], dtype=bool), jnp.inf, told).min(-1)
+
+
+def proved(f: Fn, low: Array, high: Array, y: Array, *, how: str = "crown") -> Array:
+    """bool[B]: whether all of the box is classified as y, by a margin beyond rounding.
+
+    Args and raises: as `differences`.
+    """
+    with jax.default_matmul_precision("highest"):
+        told = differences(f, low, high, y, how=how)
+    least = SURE * (1 + jnp.abs(told).max(-1, keepdims=True))
+    out: Array = jnp.where(jax.nn.one_hot(y, told.shape[1], dtype=bool), True, told > least).all(-1)
+    return out
 
 
 # -------------------------------------------------------------------------------------------------------------- forward
@@ -251,7 +265,7 @@ def _forward(jaxpr: Any, consts: Sequence[Any], args: Sequence[Any]) -> tuple[li
             if lost := next((v for v in values if isinstance(v, Unknown)), None):
                 env.update(zip(eqn.outvars, ((lost, -1) for _ in eqn.outvars), strict=True))
                 continue
-            if name not in FORWARD:
+            if name not in FORWARD or (name == "integer_pow" and eqn.params["y"] < 0):  # 1 / x has a pole
                 unknown = Unknown(f"there is no bound for the operation {name!r}")
                 env.update(zip(eqn.outvars, ((unknown, -1) for _ in eqn.outvars), strict=True))
                 continue

@@ -66,7 +66,9 @@ def certify(
 
         def draw(i: Array, total: Array) -> Array:
             noise = jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype)
-            return total + jax.nn.one_hot(f(view, x + sigma * noise).argmax(-1), classes, dtype=jnp.int32)
+            z = f(view, x + sigma * noise)
+            said = jnp.isfinite(z).all(-1, keepdims=True)  # what is not finite votes for nothing
+            return total + jnp.where(said, jax.nn.one_hot(z.argmax(-1), classes, dtype=jnp.int32), 0)
 
         return jax.lax.fori_loop(0, count, draw, jnp.zeros((x.shape[0], classes), jnp.int32))
 

@@ -30,6 +30,9 @@ def test_a_table_of_labels_and_texts(tmp_path: Path) -> None:
         ("ham\tone\nspam\t \n", r"line 2: wanted label<TAB>text"),
         ("ham\tone\nham\ttwo\n", r"all texts are of the class 'ham'; wanted two classes"),
         ("\n", r"no text in it"),
+        ("label\ttext\nham\tone\nspam\ttwo\nham\tthree\n", r"line 1: no other text has the label 'label'; a header"),
+        (b"\xff\xfeh\0a\0m\0", r"byte 3 is zero; it begins as encoding='utf-16' does"),
+        (b"\x89PNG\0\n", r"byte 4 is zero; this is no text"),
         (b"ham\t\xe9t\xe9\nspam\tx\n", r"byte 4 is not utf-8 text; name what it is"),
     ],
 )
@@ -38,6 +41,22 @@ def test_a_table_is_refused_with_its_line(content: str | bytes, words: str, tmp_
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(SettingsError, match=words):
         data.load(name="mine", path=str(path))
+
+
+def test_what_is_there_twice_counts_once(tmp_path: Path) -> None:
+    """And is told of; the same text under another label is another row."""
+    path = tmp_path / "t.tsv"
+    path.write_text("a\tone\nb\ttwo\na\tone\nb\tone\nb\ttwo\n")
+    found = texts.read_table(path, encoding="utf-8")
+    train = found.splits["train"]
+    assert train.column("x").tolist() == [b"one", b"two", b"one"] and train.column("y").tolist() == [0, 1, 1]
+    assert found.source.endswith(", without 2 copies")
+
+
+def test_wide_characters_are_text_when_they_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    path.write_bytes("a\tone\nb\ttwo\n".encode("utf-16"))
+    assert texts.read_table(path, encoding="utf-16").splits["train"].column("x").tolist() == [b"one", b"two"]
 
 
 def test_a_folder_with_a_file_for_each_class(tmp_path: Path) -> None:

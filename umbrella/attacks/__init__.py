@@ -9,8 +9,8 @@ the user has, in `bounds`, and whatever a model makes of them first is inside of
 
 from umbrella.attacks.balls import Ball, Norm, ball
 from umbrella.attacks.boundary import fab
-from umbrella.attacks.climbs import climb
-from umbrella.attacks.gradient import apgd, fgsm, pgd
+from umbrella.attacks.climbs import climb, margin
+from umbrella.attacks.gradient import apgd, fgsm, noise, pgd
 from umbrella.attacks.search import Driven, Found, Search, expected, found, restarted, told, transferred, worst
 from umbrella.attacks.squares import square
 
@@ -27,6 +27,8 @@ __all__ = [
     "fab",
     "fgsm",
     "found",
+    "margin",
+    "noise",
     "pgd",
     "restarted",
     "square",

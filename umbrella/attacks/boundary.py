@@ -1,17 +1,19 @@
 """Fast adaptive boundary attack: the nearest input that is of another class. Floor 2."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from umbrella.attacks.balls import Array, Norm, ball, largest, rows, solved, summed
-from umbrella.attacks.climbs import best_other, of_class
-from umbrella.attacks.search import Carry, Found, Logits, Search, kept
+from umbrella.attacks.climbs import margin as margin_of
+from umbrella.attacks.climbs import of_class
+from umbrella.attacks.search import Carry, Found, Logits, Search, finite, kept
 from umbrella.choices import one_of
 
 OVER = 1.05  # how far beyond the boundary a step goes
-BACK = 0.9  # how far back towards the input after a success
+BACK = 0.9  # what is left of a perturbation after a success
 MIXED = 0.1  # the most of the pull to the input
 
 
@@ -67,7 +69,8 @@ def _nearest_l1(p: Plane) -> Array:
 
 
 def fab(*, steps: int = 100, norm: Norm = "linf", target: int = 1, bounds: tuple[float, float] = (0.0, 1.0)) -> Search:
-    """FAB towards one class: steps to the linearised boundary, pulled to the input, halfway back after a success.
+    """FAB towards one class: steps to the linearised boundary, pulled to the input, a tenth of the way
+    back after a success.
 
     What it looks for does not depend on eps, which only says which of the finds count; a row is fooled when the nearest
     point that was found lies within eps.
@@ -80,17 +83,19 @@ def fab(*, steps: int = 100, norm: Norm = "linf", target: int = 1, bounds: tuple
     search between the input and what was found, which changes how near, hardly ever whether within eps.
 
     Raises:
-      ValueError: no such norm, fewer than one step.
+      ValueError: no such norm, fewer than one step, bounds that are not finite.
     """
     around = ball(norm)
     if steps < 1:
         raise ValueError(f"fab: {steps} steps are no attack")
+    if not all(map(math.isfinite, bounds)):
+        raise ValueError(f"fab: bounds {bounds}: it looks for planes in a box; give it a finite one")
 
     def start(f: Logits, x: Array, y: Array, eps: Any, key: Array) -> Carry:
         z = f(x)
         others = jnp.where(jax.nn.one_hot(y, z.shape[1], dtype=bool), -jnp.inf, z)
         rank = min(target, z.shape[1] - 1)
-        margin = best_other(z, y) - of_class(z, y)
+        margin = margin_of(z, y)
         wrong = margin >= 0
         return {
             "x": x,
@@ -112,6 +117,7 @@ def fab(*, steps: int = 100, norm: Norm = "linf", target: int = 1, bounds: tuple
             return value.sum(), value
 
         slope, value = jax.grad(gap, has_aux=True)(delta)
+        slope, value = finite(slope), finite(value)
         # The plane value + slope . move = 0, from the point and from the input, both as moves in the box around them.
         low, high = bounds[0] - x, bounds[1] - x
         to_point = _across(norm, slope, -value, low - delta, high - delta)
@@ -121,7 +127,7 @@ def fab(*, steps: int = 100, norm: Norm = "linf", target: int = 1, bounds: tuple
         new = (1 - pull) * (delta + OVER * to_point) + pull * OVER * to_input
         new = jnp.clip(new, low, high)
         z = f(x + new)
-        margin = best_other(z, y) - of_class(z, y)
+        margin = margin_of(z, y)
         length, fools = around.size(new), margin >= 0
         nearer = fools & (length < carry["length"])
         return dict(carry) | {
@@ -137,7 +143,7 @@ def fab(*, steps: int = 100, norm: Norm = "linf", target: int = 1, bounds: tuple
         within = carry["length"] <= carry["eps"] * (1 + 1e-6)
         delta = around.project(kept(carry["best"], jnp.zeros_like(carry["x"]), within), carry["eps"], *room)
         z = f(carry["x"] + delta)
-        margin = best_other(z, carry["y"]) - of_class(z, carry["y"])
+        margin = margin_of(z, carry["y"])
         return Found(carry["x"] + delta, margin >= 0, margin)
 
     return Search(steps, start, step, best, lambda carry: carry["length"] <= carry["eps"] * (1 + 1e-6))

@@ -35,12 +35,19 @@ def best_other(z: Array, y: Array) -> Array:
     return jnp.where(jax.nn.one_hot(y, z.shape[1], dtype=bool), -jnp.inf, z).max(1)
 
 
+def margin(z: Array, y: Array) -> Array:
+    """max_{j != y} z_j - z_y f32[B]: at least 0 where the prediction is wrong. A tie is wrong, as nothing says which
+    class is meant; so are logits that are not all finite, with an infinite margin: they say nothing."""
+    out: Array = jnp.where(jnp.isfinite(z).all(1), best_other(z, y) - of_class(z, y), jnp.inf)
+    return out
+
+
 def cross_entropy(z: Array, y: Array, target: Array) -> Array:
     """-log p_y. Its gradient is zero where p_y rounds to 1."""
     return jax.nn.logsumexp(z, axis=1) - of_class(z, y)
 
 
-def margin(z: Array, y: Array, target: Array) -> Array:
+def margin_climbed(z: Array, y: Array, target: Array) -> Array:
     """max_{j != y} z_j - z_y: positive where the prediction is wrong (Carlini and Wagner 2017, f6)."""
     return best_other(z, y) - of_class(z, y)
 
@@ -50,9 +57,9 @@ def dlr(z: Array, y: Array, target: Array) -> Array:
     change when logits are shifted or scaled (Croce and Hein 2020, eq. 6). Of two classes, without a third: the margin.
     """
     if z.shape[1] < 3:
-        return margin(z, y, target)
+        return margin_climbed(z, y, target)
     top = jax.lax.top_k(z, 3)[0]
-    return margin(z, y, target) / jnp.maximum(top[:, 0] - top[:, 2], 1e-12)
+    return margin_climbed(z, y, target) / jnp.maximum(top[:, 0] - top[:, 2], 1e-12)
 
 
 def targeted_dlr(z: Array, y: Array, target: Array) -> Array:
@@ -64,4 +71,4 @@ def targeted_dlr(z: Array, y: Array, target: Array) -> Array:
     return gap / jnp.maximum(top[:, 0] - (top[:, 2] + top[:, 3]) / 2, 1e-12)
 
 
-_TABLE: dict[str, Climb] = {"ce": cross_entropy, "margin": margin, "dlr": dlr, "targeted": targeted_dlr}
+_TABLE: dict[str, Climb] = {"ce": cross_entropy, "margin": margin_climbed, "dlr": dlr, "targeted": targeted_dlr}

@@ -1,14 +1,16 @@
 """Searches that follow the gradient: PGD, FGSM, Auto-PGD. Floor 2."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from umbrella.attacks.balls import Array, Norm, ball, rows, summed
-from umbrella.attacks.climbs import Climb, Name, best_other, climb, of_class
-from umbrella.attacks.search import Carry, Found, Logits, Search, kept
+from umbrella.attacks.climbs import Climb, Name, climb
+from umbrella.attacks.climbs import margin as margin_of
+from umbrella.attacks.search import Carry, Found, Logits, Search, finite, kept, never
 
 Bounds = tuple[float, float]
 
@@ -22,8 +24,9 @@ def pgd(
     random_start: bool = True,
     target: int | None = None,
     bounds: Bounds = (0.0, 1.0),
+    first: bool = True,
 ) -> Search:
-    """Projected gradient ascent. Keeps the first point that fools, else the one of the largest margin.
+    """Projected gradient ascent.
 
     Args:
       steps: at least 1.
@@ -31,6 +34,8 @@ def pgd(
       loss: what is climbed: "ce", "margin", "dlr" or "targeted".
       target: of a targeted one: 1 for the most probable wrong class of the clean input, 2 for the next...
       bounds: the valid range of an input.
+      first: whether a row is done with the first point that fools it; else it climbs to the end. Without one, or to the
+        end, the point of the largest margin is kept.
 
     Source: Madry et al. 2018, section 2.1. Deviation: the best point is kept instead of the last.
 
@@ -47,11 +52,33 @@ def pgd(
         return carry | {"delta": around.project(delta, eps, carry["low"], carry["high"])}
 
     def step(f: Logits, carry: Carry, i: Any, key: Array) -> Carry:
-        _, g, carry = _look(f, up, dict(carry))
+        _, g, carry = _look(f, up, dict(carry), first)
         delta = carry["delta"] + rows(size * carry["eps"], g) * around.steepest(g)
         return carry | {"delta": around.project(delta, carry["eps"], carry["low"], carry["high"])}
 
-    return Search(steps, start, step, _closed)
+    closed = partial(_closed, first=first)
+    return Search(steps, start, step, closed) if first else Search(steps, start, step, closed, never)
+
+
+def noise(*, tries: int = 50, norm: Norm = "linf", bounds: Bounds = (0.0, 1.0)) -> Search:
+    """Random points of the ball, one after another, the best of all: what an attack must beat.
+
+    Raises:
+      ValueError: no such norm, fewer than one try.
+    """
+    around = ball(norm)
+    if tries < 1:
+        raise ValueError(f"noise: {tries} tries are none")
+
+    def start(f: Logits, x: Array, y: Array, eps: Any, key: Array) -> Carry:
+        return _opened(f, x, y, eps, None, bounds) | {"delta": jnp.zeros_like(x)}
+
+    def step(f: Logits, carry: Carry, i: Any, key: Array) -> Carry:
+        delta = around.sample(key, carry["x"], carry["eps"])
+        delta = around.project(delta, carry["eps"], carry["low"], carry["high"])
+        return _seen(dict(carry) | {"delta": delta}, f(carry["x"] + delta))
+
+    return Search(tries, start, step, lambda f, c: Found(c["x"] + c["best"], c["fooled"], c["margin"]))
 
 
 def fgsm(*, norm: Norm = "linf", loss: Name = "ce", random_start: bool = False, bounds: Bounds = (0.0, 1.0)) -> Search:
@@ -164,7 +191,7 @@ def _check(what: str, steps: int, loss: str, target: int | None) -> None:
 def _opened(f: Logits, x: Array, y: Array, eps: Any, target: int | None, bounds: Bounds) -> dict[str, Any]:
     """What every search by gradient carries: the problem, and the best so far, which is the input as it is."""
     z = f(x)
-    margin = best_other(z, y) - of_class(z, y)
+    margin = margin_of(z, y)
     others = jnp.where(jax.nn.one_hot(y, z.shape[1], dtype=bool), -jnp.inf, z)
     rank = min(target or 1, z.shape[1] - 1)
     eps = jnp.broadcast_to(jnp.asarray(eps, x.dtype), x.shape[:1])
@@ -182,17 +209,19 @@ def _opened(f: Logits, x: Array, y: Array, eps: Any, target: int | None, bounds:
     }
 
 
-def _seen(carry: dict[str, Any], z: Array) -> dict[str, Any]:
-    """Takes the point in: the first that fools stays, before that the one of the largest margin."""
-    margin = best_other(z, carry["y"]) - of_class(z, carry["y"])
-    take = ~carry["fooled"] & ((margin >= 0) | (margin > carry["margin"]))
+def _seen(carry: dict[str, Any], z: Array, first: bool = True) -> dict[str, Any]:
+    """Takes the point in: the first that fools stays, before that, or without `first`, the one of the largest
+    margin."""
+    margin = margin_of(z, carry["y"])
+    more = margin > carry["margin"]
+    take = ~carry["fooled"] & ((margin >= 0) | more) if first else more
     carry["best"] = kept(carry["delta"], carry["best"], take)
     carry["margin"] = jnp.where(take, margin, carry["margin"])
     carry["fooled"] = carry["fooled"] | (margin >= 0)
     return carry
 
 
-def _look(f: Logits, up: Climb, carry: dict[str, Any]) -> tuple[Array, Array, dict[str, Any]]:
+def _look(f: Logits, up: Climb, carry: dict[str, Any], first: bool = True) -> tuple[Array, Array, dict[str, Any]]:
     """(what is climbed f32[B], its gradient, the carry that has seen the point)."""
 
     def total(delta: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -201,12 +230,12 @@ def _look(f: Logits, up: Climb, carry: dict[str, Any]) -> tuple[Array, Array, di
         return value.sum(), (value, z)
 
     g, (value, z) = jax.grad(total, has_aux=True)(carry["delta"])
-    return value, g, _seen(carry, z)
+    return value, finite(g), _seen(carry, z, first)
 
 
-def _closed(f: Logits, carry: Carry) -> Found:
+def _closed(f: Logits, carry: Carry, first: bool = True) -> Found:
     """The last point is looked at, too."""
-    told = _seen(dict(carry), f(carry["x"] + carry["delta"]))
+    told = _seen(dict(carry), f(carry["x"] + carry["delta"]), first)
     return Found(carry["x"] + told["best"], told["fooled"], told["margin"])
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from umbrella.attacks.balls import Array
-from umbrella.attacks.climbs import best_other, of_class
+from umbrella.attacks.climbs import margin as margin_of
 from umbrella.unroll import unroll
 
 Logits = Callable[[Array], Array]  # x f32[B, ...] -> f32[B, C]; a row's depend on that row alone
@@ -136,21 +136,37 @@ def restarted(search: Search, times: int) -> Search:
 
 
 def transferred(search: Search, surrogate: Logits) -> Search:
-    """The search made on another network, and judged on the one that is attacked: what an attacker does who does not
-    have it (Papernot et al. 2017). What is wrong as it is stays as it is."""
+    """The search made on another network: what an attacker does who does not have the one that is attacked (Papernot et
+    al. 2017). Every point where it comes by is judged by the latter, and the best of them is kept: the other network is
+    climbed to the end, however early it is fooled. What is wrong as it is stays as it is."""
+
+    def seen(f: Logits, carry: dict[str, Any]) -> dict[str, Any]:
+        x, delta = carry["x"], carry["inner"]["delta"]
+        for one in delta.reshape((-1, *x.shape)):  # several when it is restarted
+            here = told(f, x + one, carry["y"])
+            take = (carry["margin"] < 0) & (here.margin > carry["margin"])
+            carry["best"] = kept(one, carry["best"], take)
+            carry["margin"] = jnp.where(take, here.margin, carry["margin"])
+        return carry
+
+    def start(f: Logits, x: Array, y: Array, eps: Any, key: Array) -> Carry:
+        inner = search.start(surrogate, x, y, eps, key)
+        carry = {"inner": inner, "x": x, "y": y, "best": jnp.zeros_like(x), "margin": told(f, x, y).margin}
+        return seen(f, carry)
+
+    def step(f: Logits, carry: Carry, i: Any, key: Array) -> Carry:
+        inner = dict(carry["inner"])
+        # It is not to know that it is done.
+        if "margin" in inner:
+            inner["margin"] = jnp.full_like(inner["margin"], -jnp.inf)
+        if "fooled" in inner:
+            inner["fooled"] = jnp.zeros_like(inner["fooled"])
+        return seen(f, dict(carry) | {"inner": search.step(surrogate, inner, i, key)})
 
     def best(f: Logits, carry: Carry) -> Found:
-        there, here = search.best(surrogate, carry), told(f, carry["x"], carry["y"])
-        moved = told(f, there.x, carry["y"])
-        return kept(here, moved, here.fooled | (here.margin > moved.margin))
+        return told(f, carry["x"] + carry["best"], carry["y"])
 
-    return Search(
-        search.steps,
-        lambda f, x, y, eps, key: search.start(surrogate, x, y, eps, key),
-        lambda f, carry, i, key: search.step(surrogate, carry, i, key),
-        best,
-        search.done,
-    )
+    return Search(search.steps, start, step, best)
 
 
 def expected(f: Callable[[Array, Array], Array], key: Array, draws: int) -> Logits:
@@ -182,9 +198,8 @@ def worst(several: Found) -> Found:
 
 
 def told(f: Logits, x: Array, y: Array) -> Found:
-    """An input as it is, with its margin. Ties of logits count as fooled, as nothing says which class is meant."""
-    z = f(x)
-    margin = best_other(z, y) - of_class(z, y)
+    """An input as it is, with its margin."""
+    margin = margin_of(f(x), y)
     return Found(x, margin >= 0, margin)
 
 
@@ -195,6 +210,18 @@ def checked(x: Any) -> None:
             f"an attack on an input of {x.dtype}, which has no gradient: attack the embedding of it, by a model that "
             "takes embeddings"
         )
+
+
+def never(carry: Carry) -> Array:
+    """The `done` of a search that goes to the end: bool[B], False."""
+    out: Array = jnp.zeros(carry["y"].shape, bool)
+    return out
+
+
+def finite(v: Array) -> Array:
+    """0 where it is not: a gradient that is not a number leads nowhere, and one such number would spoil the row."""
+    out: Array = jnp.where(jnp.isfinite(v), v, 0)
+    return out
 
 
 def kept(new: Any, old: Any, where: Array) -> Any:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from umbrella.attacks.balls import Array, Norm, rows
-from umbrella.attacks.climbs import best_other, of_class
+from umbrella.attacks.climbs import margin as margin_of
 from umbrella.attacks.search import Carry, Found, Logits, Search, kept
 from umbrella.choices import one_of
 
@@ -48,10 +48,10 @@ def square(
             raise ValueError(f"square: x is {list(x.shape)}; it draws squares on images [B, H, W, C]")
         eps = jnp.broadcast_to(jnp.asarray(eps, x.dtype), x.shape[:1])
         z = f(x)
-        margin = best_other(z, y) - of_class(z, y)
+        margin = margin_of(z, y)
         delta = jnp.clip(first(x, eps, key), bounds[0] - x, bounds[1] - x)
         new = f(x + delta)
-        grown = best_other(new, y) - of_class(new, y)
+        grown = margin_of(new, y)
         take = (margin < 0) & (grown > margin)
         return {
             "x": x,
@@ -71,7 +71,7 @@ def square(
         new = change(carry["delta"], carry["eps"], side, key)
         new = jnp.clip(new, bounds[0] - x, bounds[1] - x)
         z = f(x + new)
-        value = best_other(z, y) - of_class(z, y)
+        value = margin_of(z, y)
         better = (value > carry["value"]) & (carry["margin"] < 0)
         take = better & (value > carry["margin"])
         return dict(carry) | {

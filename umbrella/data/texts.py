@@ -12,7 +12,7 @@ import numpy as np
 
 from umbrella.data import cache as caching
 from umbrella.data.files import fingerprint
-from umbrella.data.sources import Arrays, Found, info
+from umbrella.data.sources import LIMIT, Arrays, Found, info
 from umbrella.settings import SettingsError
 
 NAMES = ("docstrings",)
@@ -31,8 +31,11 @@ def is_text_folder(root: pathlib.Path) -> bool:
 def read_table(path: pathlib.Path, *, encoding: str) -> Found:
     """A file of lines `label<TAB>text`, without a header; quotes are as they are. Classes in alphabetical order.
 
+    A line that is there twice counts once: a copy in another split would be known there.
+
     Raises:
-      SettingsError: names the file and the line that has no tab, no label or no text; a single class; not the encoding.
+      SettingsError: names the file and the line that has no tab, no label or no text, or the first if its label is its
+        own, as that of a header; a single class; not the encoding.
     """
     labels, texts = [], []
     for number, line in enumerate(_lines(path, encoding), 1):
@@ -43,6 +46,8 @@ def read_table(path: pathlib.Path, *, encoding: str) -> Found:
             raise SettingsError(f"{path}: line {number}: wanted label<TAB>text, found {line.strip()[:40]!r}")
         labels.append(label.strip())
         texts.append(text.strip())
+    if len(labels) > 2 and labels.count(labels[0]) == 1:
+        raise SettingsError(f"{path}: line 1: no other text has the label {labels[0]!r}; a header? Remove it")
     return _found(f"texts {path}", fingerprint(path.parent, [path]), texts, labels, str(path))
 
 
@@ -116,7 +121,13 @@ def _files(root: pathlib.Path) -> list[pathlib.Path]:
 
 def _lines(path: pathlib.Path, encoding: str) -> list[str]:
     try:
-        return path.read_bytes().decode(encoding).removeprefix("\ufeff").split("\n")
+        content = path.read_bytes()
+        wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32"))
+        if b"\0" in content and not wide:
+            utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+            hint = "it begins as encoding='utf-16' does" if utf16 else "this is no text"
+            raise SettingsError(f"{path}: byte {content.index(0):,} is zero; {hint}")
+        return content.decode(encoding).removeprefix("\ufeff").split("\n")
     except LookupError:
         raise SettingsError(
             f"encoding={encoding!r}: no such encoding; utf-8, latin-1 and windows-1252 are some"
@@ -134,8 +145,19 @@ def _found(source: str, key: str, texts: list[str], labels: list[str], where: st
     if len(names) < 2:
         found = f"all texts are of the class {names[0]!r}" if names else "no text in it"
         raise SettingsError(f"{where}: {found}; wanted two classes or more")
-    y = np.array([names.index(label) for label in labels], np.int32)
-    x = np.char.encode(np.array(texts), "utf-8")
+    once = list(dict.fromkeys(zip(texts, labels, strict=True)))
+    number = {name: i for i, name in enumerate(names)}
+    y = np.array([number[label] for _, label in once], np.int32)
+    written = [text.encode() for text, _ in once]
+    longest = max(map(len, written))
+    if longest * len(written) > LIMIT:
+        raise SettingsError(
+            f"{where}: its longest text has {longest:,} bytes, and {len(written):,} of that length are more than is "
+            "kept in memory; split it"
+        )
+    x = np.array(written)
+    if (copies := len(texts) - len(once)) > 0:
+        source += f", without {copies:,} copies"
     return Found(
         source, key, {"train": Arrays({"x": x, "y": y})}, info("text", None, classes=len(names), class_names=names)
     )

@@ -8,11 +8,14 @@ from scipy.special import softmax
 
 from umbrella import scores
 from umbrella.artifacts import Curves, Matrix, Table
+from umbrella.data import Dataset
 from umbrella.experiment import Review
 from umbrella.scores import interval
+from umbrella.settings import SettingsError
 
 GRID = np.linspace(0, 1, 201)  # where curves of several seeds are averaged
 BINS = 15
+MANY = 2**19  # rows
 MOST_CURVES = 10  # classes that have a curve of their own; the worst ones when there are more
 
 
@@ -238,3 +241,34 @@ def _thresholds(p: np.ndarray, y: np.ndarray, held: np.ndarray, held_y: np.ndarr
     columns = ("aim", "threshold", "true positive rate", "true negative rate", "precision")
     caption = f"Thresholds for calling a row {names[1]!r}, chosen on validation, and what they give on test."
     return Table(columns, tuple(rows), caption)
+
+
+def check_labels(dataset: Dataset) -> None:
+    """That every label of train, validation and test is one of the classes, and that train has examples of each.
+
+    Sets of more than MANY rows are not looked through: a streamed one would have to be read from end to end.
+
+    Raises:
+      SettingsError: names the split and the row, or the classes.
+    """
+    classes = dataset.info["classes"]
+    names = dataset.info["class_names"] or tuple(map(str, range(classes)))
+    seen = np.zeros(classes, bool)
+    for split in ("validation", "test", "train"):
+        source = getattr(dataset, split)
+        if split in dataset.info["hidden"] or not 0 < len(source) <= MANY:
+            continue
+        y = np.asarray(source.column("y"))
+        if (wrong := np.flatnonzero((y < 0) | (y >= classes))).size:
+            raise SettingsError(
+                f"config.data.name: {dataset.name!r}: row {wrong[0]} of {split} has the label {y[wrong[0]]}; "
+                f"the labels of {classes} classes are 0 to {classes - 1}"
+            )
+        if split == "train":
+            seen[y] = True
+            if lost := [repr(names[i]) for i in np.flatnonzero(~seen)]:
+                more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+                raise SettingsError(
+                    f"config.data.name: {dataset.name!r}: no training example of class {', '.join(lost[:5])}{more}; "
+                    "give it some, or leave the class out"
+                )

@@ -4,12 +4,15 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from umbrella import data, optim, parallel, settings, transforms
+from umbrella.bounds import UnknownOperation
 from umbrella.experiment import Durations, Evaluation, Experiment, Review, RunSettings
 from umbrella.gradients import grad_of, microbatch
-from umbrella.objective import Array, Batch, Objective, Params, State, Transform, View, chain, map_params
+from umbrella.objective import Array, Batch, Ctx, Objective, Params, State, Transform, View, chain, map_params
 from umbrella.pipelines import _scopes
 from umbrella.settings import Cadence, Count, Fraction
 from umbrella.step import ema, guard, swa, then, update
@@ -45,6 +48,7 @@ class Problem(NamedTuple):
     baselines: Callable[[], dict[str, dict[str, float]]]
     better: str = "loss"
     dataset: data.Dataset | None = None  # as the model sees it, where that is not as it was read
+    notes: tuple[str, ...] = ()  # said at the start
     fitting: tuple[str, ...] = ()  # the techniques that make sense of its inputs; all when empty
 
 
@@ -73,6 +77,10 @@ def assemble(
     named = not set(transforms.NAMED).isdisjoint(transforms.kinds(common.techniques, sections))
     batches = train_data(dataset, p.columns, run, named)
 
+    if own.get("robustness") and not common.evals:
+        raise settings.SettingsError(
+            "config.robustness: attacks the test split, which no evaluation looks at; say evals = {'test': ()}, too"
+        )
     refuse_again(common.techniques, sections)
     refuse_unfit(p.fitting, common.techniques, common.evals, sections)
 
@@ -83,6 +91,8 @@ def assemble(
     techniques = made(common.techniques)
     train = chain(p.outer, *techniques)(p.base)
     rows = one_row(dataset, p.columns)
+    if "certified" in transforms.kinds(common.techniques, sections):
+        check_bounded(train, rows)
     scopes = _scopes.check("techniques", common.techniques, techniques, log, p.outer, p.base, rows)
     for scope in common.trainable:
         _scopes.find("trainable", scope, scopes)
@@ -149,6 +159,7 @@ def assemble(
         },
         notes=(
             *map(withheld, (s for s in ("validation", "test") if s in hidden)),
+            *p.notes,
             *repeated(len(dataset.train), run.batch_size),
         ),
     )
@@ -243,6 +254,24 @@ def refuse_again(names: tuple[str, ...], sections: Mapping[str, Mapping[str, Any
         first.setdefault(kind, name)
 
 
+def check_bounded(train: Objective, rows: Batch) -> None:
+    """That there are bounds of what is trained, in training: nothing is computed.
+
+    Raises:
+      SettingsError: the network uses what has none, or another technique has made other labels.
+    """
+    ctx = Ctx(jax.random.key(0), jnp.int32(0))
+    try:
+        params, state = jax.eval_shape(train.init, rows, ctx)
+        jax.eval_shape(train.apply, params, state, rows, ctx)
+    except UnknownOperation as error:
+        raise settings.SettingsError(
+            f"config.techniques: 'certified': {error}; networks of ReLUs without a norm have bounds (config.model.norm)"
+        ) from None
+    except ValueError as error:
+        raise settings.SettingsError(f"config.techniques: {error}") from None
+
+
 def refuse_unfit(
     fitting: tuple[str, ...],
     names: tuple[str, ...],
@@ -261,6 +290,11 @@ def refuse_unfit(
 def refuse_inert(at: str, names: tuple[str, ...], sections: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises SettingsError for a technique in an evaluation that acts in training only."""
     for name, kind in zip(names, transforms.kinds(names, sections), strict=True):
+        if kind == "fgsm" and sections.get(name, {}).get("start") == "beyond":
+            raise settings.SettingsError(
+                f"config.{at}: {name!r} starts 'beyond' the ball and ends outside of it, which is to be trained on; "
+                "evaluate with start='input' or 'ball'"
+            )
         if kind in transforms.TRAINING_ONLY:
             raise settings.SettingsError(
                 f"config.{at}: {name!r} acts in training only, so this would be the evaluation without it; leave it out"

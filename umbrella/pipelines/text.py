@@ -52,10 +52,13 @@ def problem(
     rivals = chosen(baselines, TEXT_CLASSIFIERS, tuple(TEXT_CLASSIFIERS))
     if dataset.info["kind"] != "text" or not dataset.info["classes"]:
         raise SettingsError(f"config.data.name: {dataset.name!r} holds no labelled texts, which this pipeline needs")
+    _classes.check_labels(dataset)
     classes, names = dataset.info["classes"], tuple(dataset.info["class_names"] or ())
     names = names or tuple(map(str, range(classes)))
     raw = {s: strings(getattr(dataset, s)) for s in ("train", "validation", "test")}
     words = Vocabulary.of(raw["train"], vocabulary, least)
+    if vocabulary <= UNKNOWN + 1:
+        raise SettingsError(f"config.vocabulary: {vocabulary}: padding and unknown words take two of them; say more")
     if len(words.words) <= UNKNOWN + 1:
         raise SettingsError(f"config.least: no word of the training texts occurs {least:,} times; say less")
     if not length:

@@ -92,6 +92,7 @@ def pgd(
     norm: Norm = "linf",
     random_start: bool = True,
     bounds: tuple[float, float] | None = None,
+    where: str | None = None,
 ) -> Attack:
     """Projected gradient ascent on the loss within a ball around the input.
 
@@ -107,6 +108,7 @@ def pgd(
       norm: "linf", "l2" or "l1", over all axes of an example.
       random_start: uniform in the linf ball, uniform on the l2 sphere's directions with a uniform radius.
       bounds: the valid range of an input; the result is clipped into it.
+      where: the name of an entry i32[B, T] of the batch, such as "x/tokens": where it is 0 nothing is drawn at random.
 
     Raises:
       ValueError: no such norm, or less than one step.
@@ -135,6 +137,8 @@ def pgd(
             return inside(delta + size * share * around.steepest(g))
 
         start = around.sample(ctx.rng("pgd"), x0, radius) if random_start else jnp.zeros_like(x0)
+        if random_start and where is not None:
+            start = start * _besides(batch, where, x0)
         return x0 + jax.lax.fori_loop(0, steps, climb, inside(start), unroll=unroll(steps))
 
     return attack
@@ -181,11 +185,7 @@ def searched(search: Search, *, eps: float) -> Attack:
     def attack(
         objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str, share: Any = 1.0
     ) -> Array:
-        y = batch["y"]
-        if y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
-            raise ValueError(
-                f"this attack needs labels i32[B], y is {y.dtype}{list(y.shape)}: put it to the left of what mixes them"
-            )
+        y = labels_of(batch, "this attack")
 
         def logits(x: Array) -> Array:
             out: Array = objective.apply(params, state, put(batch, on, x), ctx)[1].outputs
@@ -245,6 +245,7 @@ def pgd_adversarial(
     base: Objective,
     bounds: tuple[float, float] | None,
     on: str,
+    where: str | None,
     to_steps: Callable[[str], int],
     *,
     eps: NonNegative,
@@ -259,7 +260,8 @@ def pgd_adversarial(
 ) -> Transform:
     """`adversarial(pgd(...))` from settings; probe "base" attacks the plain loss whatever is wrapped, and eps grows
     linearly over `ramp`."""
-    attack = pgd(eps=eps, steps=steps, step_size=step_size, norm=norm, random_start=random_start, bounds=bounds)
+    how: dict[str, Any] = {"norm": norm, "random_start": random_start, "bounds": bounds, "where": where}
+    attack = pgd(eps=eps, steps=steps, step_size=step_size, **how)
     probed = base if probe == "base" else None
     return adversarial(attack, probe=probed, train_mode=train_mode, on=on, ramp=to_steps(ramp), clean=clean)
 
@@ -321,6 +323,19 @@ def take(batch: Batch, on: str) -> Array:
     if not jnp.issubdtype(node.dtype, jnp.floating):
         raise TypeError(f"an attack on {on!r}: its dtype is {node.dtype}, which has no gradient")
     return node
+
+
+def labels_of(batch: Batch, who: str) -> Array:
+    """The batch's y, i32[B].
+
+    Raises (while tracing):
+      ValueError: they are no labels.
+    """
+    y: Array = batch["y"]
+    if y.ndim != 1 or not jnp.issubdtype(y.dtype, jnp.integer):
+        told = f"{y.dtype}{list(y.shape)}"
+        raise ValueError(f"{who} needs labels i32[B], y is {told}: put it to the left of what mixes or smooths them")
+    return y
 
 
 def put(batch: Batch, on: str, value: Array) -> Batch:

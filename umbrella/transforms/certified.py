@@ -11,7 +11,7 @@ from umbrella.choices import one_of
 from umbrella.metrics import Mean, mask_of
 from umbrella.objective import Array, Aux, Batch, Ctx, Objective, Params, State, Transform, stop_gradient
 from umbrella.settings import Cadence, Fraction, NonNegative
-from umbrella.transforms.adversarial import put, take
+from umbrella.transforms.adversarial import labels_of, put, take
 
 How = Literal["interval", "crown"]
 
@@ -45,7 +45,8 @@ def certified(
     Source: Gowal et al. 2018, eq. 12 (IBP); Zhang et al. 2020, eq. 12 (CROWN-IBP).
 
     Raises:
-      ValueError: no such bound.
+      ValueError: no such bound; while tracing, y are no labels.
+      UnknownOperation: while tracing, the network uses what has no bound, such as BatchNorm in training.
     """
     one_of("certified: how", how, How)
 
@@ -54,23 +55,22 @@ def certified(
             loss, aux = o.apply(params, state, batch, ctx)
             if aux.outputs is None or aux.outputs.ndim != 2:
                 raise ValueError("certified is about logits f32[B, C], which this objective's outputs are not")
-            x = stop_gradient(take(batch, on))
+            x, y = stop_gradient(take(batch, on)), labels_of(batch, "certified")
 
             def logits(v: Array) -> Array:
                 out: Array = o.apply(params, state, put(batch, on, v), ctx)[1].outputs
                 return out
 
-            def below(radius: Array | float, by: How) -> Array:
+            def box(radius: Array | float) -> tuple[Array, Array]:
                 low, high = x - radius, x + radius
-                if bounds is not None:
-                    low, high = jnp.clip(low, *bounds), jnp.clip(high, *bounds)
-                return boxes.differences(logits, low, high, batch["y"], how=by)
+                return (low, high) if bounds is None else (jnp.clip(low, *bounds), jnp.clip(high, *bounds))
+
+            def below(radius: Array | float, by: How) -> Array:
+                return boxes.differences(logits, *box(radius), y, how=by)
 
             with jax.named_scope("certified"):
                 if not ctx.train:
-                    sure = below(eps, how) > 0
-                    own = jax.nn.one_hot(batch["y"], sure.shape[1], dtype=bool)
-                    verified = jnp.where(own, True, sure).all(-1).astype(jnp.float32)
+                    verified = boxes.proved(logits, *box(eps), y, how=how).astype(jnp.float32)
                     told = Mean.of(verified, mask_of(batch, verified))
                     return loss, aux.replace(metrics={**aux.metrics, "verified": told})
                 share = jnp.minimum((ctx.step + 1) / ramp, 1.0) if ramp else jnp.float32(1.0)

@@ -66,8 +66,9 @@ def trades(
 def vat(*, eps: float, weight: float = 1.0, xi: float = 1e-2, steps: int = 1, on: str = "x") -> Transform:
     """Adds weight * KL(p(x) || p(x + r)), r the l2 perturbation of length eps where p turns fastest. Training only.
 
-    It needs no labels. r is the first eigenvector of the divergence's second derivative, by `steps` of power iteration
-    with finite differences of length xi; p(x) is a constant. Reported, before its weight, as "vat".
+    It reads no labels, but is about the rows of the loss alone: what the mask leaves out is left out here, too. r is
+    the first eigenvector of the divergence's second derivative, by `steps` of power iteration with finite differences
+    of length xi; p(x) is a constant. Reported, before its weight, as "vat".
 
     Source: Miyato et al. 2018, eq. 5 to 8 and algorithm 1.
     """
