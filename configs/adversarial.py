@@ -42,7 +42,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
         c.model.hidden = (100,)  # the network of Wong et al. 2020, 166,406 numbers
         c.optimizer = dict(name="adamw", learning_rate=2e-3, schedule="cosine", warmup="5%", weight_decay=1e-4)
         c.batch_size = 128
-        c.train_for = "12 epochs"
+        c.train_for = "15 epochs"
         c.eval_batch_size = 500
         c.robustness = dict(eps=(0.1, 0.2, 0.3), rows=1000)
     else:

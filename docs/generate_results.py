@@ -16,7 +16,18 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 PAGE = HERE / "results.md"
 MARKS = ("<!-- results -->", "<!-- /results -->")
-SHOWN = ("negative_elbo", "nll", "bits_per_dim", "accuracy", "loss", "loss_at_temperature", "ece", "ece_at_temperature")
+SHOWN = (
+    "negative_elbo",
+    "nll",
+    "bits_per_dim",
+    "accuracy",
+    "loss",
+    "loss_at_temperature",
+    "ece",
+    "ece_at_temperature",
+    "verified",
+    "radius",
+)
 
 
 def main(argv: list[str]) -> int:

@@ -161,7 +161,7 @@ def bench(plan: Plan, f: Logits, views: View, x: np.ndarray, y: np.ndarray, key:
     outside: list[str] = []
     for k in range(seeds):
         view = views.lane(k)
-        say = partial(_by_batch, partial(predict, view), size=size)
+        say = partial(by_batch, partial(predict, view), size=size)
         clean[k] = say(x) == y
         there: dict[int, np.ndarray] = {}
         standing = np.flatnonzero(clean[k])
@@ -174,7 +174,7 @@ def bench(plan: Plan, f: Logits, views: View, x: np.ndarray, y: np.ndarray, key:
                     found, fooled, _ = (np.asarray(v) for v in attack(view, x[standing], y[standing], eps, at))
                     inside = _inside(plan.norm, eps, x[standing], found)
                     outside += [f"{name}: {int((~inside).sum())} rows at eps {eps:g}"] * (not inside.all())
-                    fallen = fooled & inside & _by_batch(partial(wrong, view), found, y[standing], size=size)
+                    fallen = fooled & inside & by_batch(partial(wrong, view), found, y[standing], size=size)
                     first[name][k, e] += int(fallen.sum())
                     there |= dict(zip(standing[fallen].tolist(), found[fallen], strict=True))
                     standing = standing[~fallen]
@@ -266,7 +266,7 @@ def corruptions(f: Logits, views: View, x: np.ndarray, y: np.ndarray, key: Array
             worse = jax.jit(partial(corrupted, kind=cast(Any, kind), severity=severity))
             parts = [np.asarray(worse(x[j : j + size], jax.random.fold_in(key, j))) for j in range(0, len(x), size)]
             for k in range(seeds):
-                said = _by_batch(partial(predict, views.lane(k)), np.concatenate(parts), size=size)
+                said = by_batch(partial(predict, views.lane(k)), np.concatenate(parts), size=size)
                 out[k, i, severity - 1] = np.mean(said == y)
     return out
 
@@ -282,7 +282,8 @@ def hash_of(name: str) -> int:
     return sum((i + 1) * ord(c) for i, c in enumerate(name)) * 16
 
 
-def _by_batch(fn: Callable[..., Any], *columns: np.ndarray, size: int) -> np.ndarray:
+def by_batch(fn: Callable[..., Any], *columns: np.ndarray, size: int) -> np.ndarray:
+    """fn of columns [N, ...], `size` rows at a time, the last filled up with the first ones. [N, ...]."""
     n, out = len(columns[0]), []
     for i in range(0, n, size):
         fill = (i + np.arange(size)) % n

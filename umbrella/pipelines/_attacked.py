@@ -10,7 +10,7 @@ import numpy as np
 from umbrella import attacks
 from umbrella.artifacts import Curves, Images, Table
 from umbrella.objective import View
-from umbrella.robustness import Bench, Logits
+from umbrella.robustness import Bench, Logits, by_batch
 from umbrella.scores import interval
 from umbrella.transforms.corrupt import KINDS, SEVERITIES
 
@@ -138,7 +138,8 @@ def _surface(made: Bench, row: int, f: Logits, view: View, side: int = 21) -> Im
     at = np.linspace(-1, 1, side, dtype=np.float32)
     grid = np.stack([np.clip(x + a * delta + b * other, 0, 1) for b in at for a in at])
     labels = np.full(len(grid), made.y[row], np.int32)
-    margin = np.asarray(jax.jit(lambda v, y: attacks.told(lambda z: f(view, z), v, y).margin)(grid, labels))
+    look = jax.jit(lambda v, y: attacks.margin(f(view, v), y))
+    margin = by_batch(look, grid, labels, size=made.plan.batch_size)
     caption = (
         "The margin around the first row that was fooled: orange where it is classified wrongly, blue where rightly, "
         f"the stronger the surer (up to {np.abs(margin).max():.3g}). The row is in the middle; to the right along what "
