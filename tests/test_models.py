@@ -110,6 +110,17 @@ def test_dropout_acts_in_training_only() -> None:
     assert 0.38 < share < 0.62
 
 
+def test_dropout_of_inputs_acts_in_training_alone() -> None:
+    """Through an identity head: an input is dropped or 5 / 4 of itself, and dropped one time in five."""
+    model = MLP(out=784, hidden=(), input_dropout=0.2)
+    x = np.ones((20, 784), np.float32)
+    variables = {"params": {"head": {"kernel": np.eye(784, dtype=np.float32), "bias": np.zeros(784, np.float32)}}}
+    noisy = np.asarray(model.apply(variables, x, train=True, rngs={"dropout": jax.random.key(0)}))
+    np.testing.assert_array_equal(model.apply(variables, x, train=False), x)
+    assert set(np.unique(noisy)) == {0.0, 1.25}
+    assert abs((noisy == 0).mean() - 0.2) < 5 * np.sqrt(0.16 / noisy.size)
+
+
 @pytest.mark.parametrize(("name", "variance"), [("lecun_normal", 1 / 300), ("he_normal", 2 / 300)])
 def test_hidden_layers_are_initialised_as_told(name: Any, variance: float) -> None:
     """Of 300 inputs: 300 x 400 weights, the standard error of whose variance is .4 %; the head as ever, 1 / 400."""

@@ -58,7 +58,7 @@ class CNN(nn.Module):
       head: what makes one vector of the last stage: the mean over positions, or all of them.
       hidden: widths of dense layers behind that, each followed by the activation.
       dropout: probability, before the head.
-      kernel_init: of the convolutions; the head has flax's own, which is lecun_normal.
+      kernel_init: of the convolutions and hidden layers; the head has flax's own, which is lecun_normal.
     """
 
     out: Count
@@ -90,7 +90,8 @@ class CNN(nn.Module):
                 x = ACTIVATIONS[self.activation](normalise(x, self.norm, train=train, name=f"norm_{i}_{j}"))
         x = x.mean((1, 2)) if self.head == "mean" else x.reshape((x.shape[0], -1))
         for i, width in enumerate(self.hidden):
-            x = ACTIVATIONS[self.activation](nn.Dense(width, name=f"hidden_{i}")(x))
+            dense = nn.Dense(width, kernel_init=initializer(self.kernel_init), name=f"hidden_{i}")
+            x = ACTIVATIONS[self.activation](dense(x))
         if self.dropout:
             x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.out, name="head")(x)

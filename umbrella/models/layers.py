@@ -21,6 +21,11 @@ Activation = Literal["relu", "gelu", "silu", "tanh"]
 
 Norm = Literal["none", "batch", "layer", "group", "instance", "rms"]
 
+
+def _interval(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    return jax.random.normal(key, shape, dtype) * (math.sqrt(2 * math.pi) / math.prod(shape[:-1]))
+
+
 _INITS: dict[str, Callable[..., Any]] = {
     "lecun_normal": nn.initializers.lecun_normal,  # variance 1 / in: keeps a linear layer's signal
     "xavier_normal": nn.initializers.xavier_normal,  # 2 / (in + out) (Glorot and Bengio 2010, eq. 12)
@@ -29,9 +34,19 @@ _INITS: dict[str, Callable[..., Any]] = {
     "he_uniform": nn.initializers.he_uniform,
     "orthogonal": nn.initializers.orthogonal,  # rows or columns orthonormal (Saxe et al. 2014)
     "truncated_normal": lambda: nn.initializers.truncated_normal(0.02),  # cut at two sd, of the uncut normal
+    # 2 pi / in^2: keeps the width of a box through interval bounds, which he_normal makes sqrt(in / pi) times as wide
+    # in every layer (Shi et al. 2021, section 4.1).
+    "interval": lambda: _interval,
 }
 Init = Literal[
-    "lecun_normal", "xavier_normal", "xavier_uniform", "he_normal", "he_uniform", "orthogonal", "truncated_normal"
+    "lecun_normal",
+    "xavier_normal",
+    "xavier_uniform",
+    "he_normal",
+    "he_uniform",
+    "orthogonal",
+    "truncated_normal",
+    "interval",
 ]
 
 

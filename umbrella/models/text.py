@@ -36,7 +36,8 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, x: Array | Mapping[str, Array]) -> tuple[Array, Array]:
         tokens = x["tokens"] if isinstance(x, Mapping) else x
-        table = self.param("embedding", nn.initializers.normal(1.0), (self.words, self.width))
+        # Normalised vectors do not know their scale, but steps of Adam do: at .1 a word seen ten times can turn.
+        table = self.param("embedding", nn.initializers.normal(0.1), (self.words, self.width))
         if self.normalised:
             share = self.variable("vocabulary", "share", lambda: jnp.full((self.words,), 1 / self.words)).value
             mean = (share @ table)[None]
