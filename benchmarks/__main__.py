@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7, help="processes for each comparison of loops")
     parser.add_argument("--write", action="store_true", help=f"put the table into {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--only", nargs="+", choices=sorted(LOOPS), help="these comparisons of loops and nothing else")
     args = parser.parse_args()
 
-    rows = [*starts(), *loops(args.rounds), *flat(), *saves()]
-    table = "\n".join(
-        ["| what | measured | rival | ratio |", "|---|---|---|---|", *(f"| {' | '.join(r)} |" for r in rows)]
-    )
-    print(table)
+    if args.only:
+        rows = loops(args.rounds, args.only)
+    else:
+        rows = [*starts(), *loops(args.rounds), *flat(), *saves()]
+    print("\n".join(as_lines(rows)))
     if args.write:
-        write(table)
+        write(as_lines(rows), whole=not args.only)
     return 0
+
+
+def as_lines(rows: list[tuple[str, str, str, str]]) -> list[str]:
+    """A table of Markdown."""
+    head = ["| what | measured | rival | ratio |", "|---|---|---|---|"]
+    return [*head, *(f"| {' | '.join(r)} |" for r in rows)]
 
 
 def starts() -> list[tuple[str, str, str, str]]:
@@ -84,10 +92,11 @@ LOOPS = {  # module.function -> what it is, and steps a turn
 }
 
 
-def loops(rounds: int) -> list[tuple[str, str, str, str]]:
+def loops(rounds: int, only: Sequence[str] = ()) -> list[tuple[str, str, str, str]]:
     """Microseconds a step, and the ratios; of whole processes, as where buffers happen to lie is worth some percent."""
     rows = []
-    for name, (title, _) in LOOPS.items():
+    for name in only or LOOPS:
+        title = LOOPS[name][0]
         code = f"from benchmarks.__main__ import _loop; _loop({name!r})"
         told = [_child(code) for _ in range(rounds)]
         ours = np.array([t.pop("umbrella") for t in told])
@@ -204,15 +213,21 @@ def _saves(mb: int = 100, times: int = 7) -> None:
     print(json.dumps(told | {"restore_mb_s": mb / np.median(restores[1:])}))
 
 
-def write(table: str) -> None:
-    """Replaces what stands between the marks in docs/benchmarks.md."""
+def write(lines: list[str], whole: bool) -> None:
+    """Replaces what stands between the marks in docs/benchmarks.md; or the rows of the same name alone, new ones after
+    the others."""
     from umbrella import environment
 
     device, versions = environment.device(), environment.versions()
     note = f"{device['kind']}; " + ", ".join(f"{k} {versions[k]}" for k in ("python", "jax", "flax", "optax"))
     text = PAGE.read_text()
     before, rest = text.split(MARKS[0])
-    after = rest.split(MARKS[1])[1]
+    old, after = rest.split(MARKS[1])
+    if not whole:
+        made = {line.split(" | ")[0] for line in lines[2:]}
+        kept = [line for line in old.splitlines() if line.startswith("| ") and line.split(" | ")[0] not in made]
+        lines = [*lines[:2], *kept[1:], *lines[2:]]
+    table = "\n".join(lines)
     PAGE.write_text(f"{before}{MARKS[0]}\n\nMeasured on: {note}.\n\n{table}\n\n{MARKS[1]}{after}")
 
 

@@ -5,7 +5,8 @@
     python launch.py --config=configs/text_adversarial.py:sms --config.data.path=FILE.tsv
 
 The folder has a file for each class, a text a line, such as rt-polarity.pos and rt-polarity.neg; the file has lines
-label<TAB>text. What it is compared with: --config.techniques='()', and noise of the same length,
+label<TAB>text. The classifier is a bag of normalised word vectors; Kim's network of convolutions is
+--config.model='{"name": "text_cnn"}'. What it is compared with: --config.techniques='()', and noise of the same length,
 --config.techniques='("noise",)'. Virtual adversarial training: --config.techniques='("vat",)'.
 """
 
@@ -30,10 +31,10 @@ def get_config(variant: str = "docstrings") -> ConfigDict:
     c.random = dict(technique="noise", eps=eps, norm="l2")
     c.evals = dict(test=(), attacked=("fgm",), noisy=("random",))
     c.vocabulary, c.least = 20_000, 2  # what is there once is trained as any unknown word
-    c.model = dict(name="text_cnn", width=128, maps=100, dropout=0.5)
-    c.optimizer = dict(name="adam", learning_rate=1e-3, schedule="cosine")
+    c.model = dict(name="bag", width=128, dropout=0.3)
+    c.optimizer = dict(name="adam", learning_rate=3e-3, schedule="cosine")
     c.batch_size = 64
-    c.train_for = "10 epochs"
+    c.train_for = "8 epochs"
     c.ema = 0.0
     c.log_every, c.eval_every, c.checkpoint_every = "50 steps", "1 epoch", "25%"
     c.eval_batch_size = 256
