@@ -31,10 +31,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=sorted(LOOPS), help="these comparisons of loops and nothing else")
     args = parser.parse_args()
 
-    if args.only:
-        rows = loops(args.rounds, args.only)
-    else:
-        rows = [*starts(), *loops(args.rounds), *flat(), *saves()]
+    rows = loops(args.rounds, args.only) if args.only else [*starts(), *loops(args.rounds), *flat(), *saves()]
     print("\n".join(as_lines(rows)))
     if args.write:
         write(as_lines(rows), whole=not args.only)
