@@ -393,6 +393,31 @@ def test_the_verdicts_on_curves_that_are_known(noise, seed):
     assert verdict(falling(1.0), 5.0 + 10 * up) == "overfitting"  # best at the start, and only worse since
 
 
+def test_what_training_for_robustness_costs_is_no_divergence():
+    """The same curves, read as those of a run that is trained against attacks; what is not finite stays what it is, and
+    what is fine stays fine."""
+    up = np.maximum(0, np.arange(100) - 40) * 0.05
+    worse, fine = falling(10.0) + 6 * up, falling(1.0)
+    assert read(worse, worse).verdict == "diverged" and read(worse, worse, hardened=True).verdict == "traded"
+    assert read(fine, fine, hardened=True).verdict == "converged"
+    assert read([1.0, np.nan], [3.0], hardened=True).verdict == "diverged"
+    assert "against attacks or by bounds" in read(worse, worse, hardened=True).sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "hardened"),
+    [
+        (dict(techniques=["crop", "adversarial"]), True),
+        (dict(techniques=["fast"], fast=dict(technique="fgsm")), True),
+        (dict(techniques=["label_smoothing"]), False),
+        (dict(techniques="adversarial"), False),  # no list: a broken file
+        (dict(), False),
+    ],
+)
+def test_a_config_says_whether_it_is_trained_for_robustness(config, hardened):
+    assert report._hardened(config) == hardened
+
+
 def test_the_sentences_quote_the_numbers():
     up = np.maximum(0, np.arange(100) - 49) * 0.02
     said = read(np.linspace(10, 0, 100), np.maximum(10 - 0.16 * np.arange(100), 2.16) + up)

@@ -27,6 +27,7 @@ __all__ = ["Curve", "Reading", "main", "read_curves", "render", "write"]
 
 _HERE = Path(__file__).parent / "_report"
 _SPLITS = {"train": 0, "validation": 1, "train_eval": 2, "test": 3}  # the colour of each; others follow
+HARDENING = ("adversarial", "apgd", "certified", "fgsm", "trades")  # techniques that the plain loss pays for
 _STATUS = {
     "finished": ("Finished", "good"),
     "interrupted": ("Interrupted", "warn"),
@@ -36,6 +37,7 @@ _STATUS = {
 _PHRASE = {
     "too short": "",
     "diverged": "the curves diverged",
+    "traded": "plain accuracy was traded for robustness",
     "not learning": "the curves show no learning",
     "overfitting": "the curves show overfitting",
     "unstable": "the curves show an unstable end",
@@ -104,7 +106,7 @@ def _contents(workdir: Path) -> dict[str, Any]:
     config = mapping(load(workdir / "config.json"))
     tracks = read_tracks(workdir / "metrics.jsonl")
     rivals, rows = results(summary)
-    read_metric, reading, source = _reading(tracks)
+    read_metric, reading, source = _reading(tracks, _hardened(config))
     label, tone = _STATUS.get(str(summary.get("status", "")), (str(summary.get("status")), "warn"))
     total, parts = times(summary)
     data = mapping(summary.get("data"))
@@ -215,7 +217,14 @@ def _facts(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(k, v) for k, v in facts if v != "–"]
 
 
-def _reading(tracks: Tracks) -> tuple[str, Reading | None, str]:
+def _hardened(config: Mapping[str, Any]) -> bool:
+    """Whether a technique of training makes the task harder than the plain one."""
+    names = config.get("techniques")
+    names = names if isinstance(names, list | tuple) else ()
+    return any(mapping(config.get(n)).get("technique", n) in HARDENING for n in names if isinstance(n, str))
+
+
+def _reading(tracks: Tracks, hardened: bool) -> tuple[str, Reading | None, str]:
     """(metric, reading, training split): of the loss when validation has it, else of a metric with a direction."""
     able = [m for m, s in tracks.items() if "validation" in s and direction(m)]
     ranked = sorted(able, key=lambda m: (m != "loss", not {"train", "train_eval"} & set(tracks[m]), direction(m) > 0))
@@ -226,7 +235,7 @@ def _reading(tracks: Tracks) -> tuple[str, Reading | None, str]:
     source = next((s for s in ("train_eval", "train") if s in splits), "")
     empty = (np.empty(0), np.empty((0, 1)))
     train, validation = (Curve(s, mean(v)) for s, v in (splits.get(source, empty), splits["validation"]))
-    reading = read_curves(train, validation, metric=metric, lower_is_better=direction(metric) < 0)
+    reading = read_curves(train, validation, metric=metric, lower_is_better=direction(metric) < 0, hardened=hardened)
     last = splits["validation"][1][-1]
     if len(last) > 1:
         lost = int(np.sum(~np.isfinite(last)))

@@ -9,6 +9,7 @@ With v the validation curve, t the training curve, both turned so that lower is 
 - **too short**: fewer than 5 values of v.
 - **diverged**: the last value of v or t is not finite, or both ended above their start, by more than 3 noise and a
   tenth of it.
+- **traded**: training is against attacks or by bounds, and it would be diverged (but finite) or unstable.
 - **not learning**: improvement is within 3 noise or a thousandth of the first value.
 - **overfitting**: v has risen since best by more than 3 noise and 5 %, while t has not; or v has levelled off with the
   gap between the levels of v and t above 30 %. **unstable**: v has risen, and t with it.
@@ -24,7 +25,9 @@ import numpy as np
 
 from umbrella._report.text import num, share
 
-Verdict = Literal["too short", "diverged", "not learning", "overfitting", "unstable", "still improving", "converged"]
+Verdict = Literal[
+    "too short", "diverged", "traded", "not learning", "overfitting", "unstable", "still improving", "converged"
+]
 
 MIN_POINTS = 5  # of the validation curve
 RISE = 0.05  # share of the improvement that counts as turned up
@@ -35,6 +38,7 @@ NOISY = 0.10  # share of the improvement
 ADVICE: dict[Verdict, str] = {
     "too short": "",
     "diverged": "Worth trying: a lower learning rate, a warm-up, gradient clipping.",
+    "traded": "",
     "not learning": "Worth checking: the learning rate, the labels, and whether the model can fit one small batch.",
     "overfitting": "Worth trying: stopping earlier, more data or augmentation, weight decay, dropout, a smaller model.",
     "unstable": "Worth trying: a lower or decaying learning rate, gradient clipping, larger batches.",
@@ -57,10 +61,15 @@ class Reading(NamedTuple):
     sentences: list[str]
 
 
-def read_curves(train: Curve, validation: Curve, *, metric: str = "loss", lower_is_better: bool = True) -> Reading:
+def read_curves(
+    train: Curve, validation: Curve, *, metric: str = "loss", lower_is_better: bool = True, hardened: bool = False
+) -> Reading:
     """Read over- and underfitting from a training and a validation curve of the same metric, by this module's rules.
 
     The curves may be logged at different steps; `train` may be empty, then the gap is not read. Never raises on values.
+
+    Args:
+      hardened: whether the model is trained against attacks or by bounds, so that the plain loss is not what falls.
 
     >>> steps = np.arange(20.0)
     >>> read_curves(Curve(steps, np.exp(-steps)), Curve(steps, np.exp(-steps) + 0.05)).verdict
@@ -80,6 +89,8 @@ def read_curves(train: Curve, validation: Curve, *, metric: str = "loss", lower_
     if vf.sum() < MIN_POINTS:
         return _reading("diverged", [f"The {name} was finite only {_times(int(vf.sum()))} in {len(v)} measurements."])
     facts = _facts(Curve(train.step[tf], sign * t[tf]), Curve(validation.step[vf], sign * v[vf]))
+    if hardened and facts.verdict in ("diverged", "unstable"):
+        facts = facts._replace(verdict="traded")
     sentences = _sentences(facts, name, metric, sign)
     if not vf.all() or not tf.all():
         sentences.append(
@@ -141,6 +152,12 @@ def _sentences(f: _Facts, name: str, metric: str, sign: float) -> list[str]:
     where = f"at step {num(round(f.best_step))} of {num(round(f.last_step))}"
     if f.verdict == "diverged":
         return [f"{name} and the training {metric} both ended worse than they started."]
+    if f.verdict == "traded":
+        return [
+            f"{name} was at its best, {num(sign * f.best)}, {where}, and so was the training {metric}, or near it. Both "
+            "got worse since: training is against attacks or by bounds, which ask for more as they grow, and the plain "
+            f"{metric} is what it costs."
+        ]
     if f.verdict == "not learning":
         return [f"{name} never moved away from its first value, {num(sign * f.first)}, by more than its noise."]
     if f.improvement <= 3 * f.noise:

@@ -62,7 +62,7 @@ def figures(made: Bench, f: Logits, views: View, names: tuple[str, ...]) -> Iter
     if made.smoothed:
         yield "certified_radius", _radii(made)
     if made.checks:
-        caption = f"Whether to believe it: the first {min(plan.checked, n)} rows, the first seed, eps {plan.eps[-1]:g}."
+        caption = f"Whether to believe it: {min(plan.checked, n)} of these rows, the first seed, eps {plan.eps[-1]:g}."
         told = tuple((c.what, "holds" if c.holds else "VIOLATED", c.told) for c in made.checks)
         yield "checks", Table(("what must be so", "", "measured"), told, caption)
     rows = tuple((name, *(f"{v:.1f}" for v in made.first[name].mean(0))) for name in plan.attacks)
