@@ -154,9 +154,9 @@ def _sentences(f: _Facts, name: str, metric: str, sign: float) -> list[str]:
         return [f"{name} and the training {metric} both ended worse than they started."]
     if f.verdict == "traded":
         return [
-            f"{name} was at its best, {num(sign * f.best)}, {where}, and so was the training {metric}, or near it. Both "
-            "got worse since: training is against attacks or by bounds, which ask for more as they grow, and the plain "
-            f"{metric} is what it costs."
+            f"{name} was at its best, {num(sign * f.best)}, {where}, and so was the training {metric}, or near it. "
+            "Both got worse since: training is against attacks or by bounds, which ask for more as they grow, and the "
+            f"plain {metric} is what it costs."
         ]
     if f.verdict == "not learning":
         return [f"{name} never moved away from its first value, {num(sign * f.first)}, by more than its noise."]
