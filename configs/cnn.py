@@ -5,6 +5,13 @@
     python launch.py --config=configs/cnn.py:cifar10     CIFAR-10
 
 LeNet-5 of 1998 in its place: --config.model.name=lenet (MNIST and CIFAR-10).
+
+Measured on two cores of an AMD EPYC: accuracy on test with the last parameters, mean +- sd over seeds. docs/results.md
+has commands and versions; the minutes of mnist were beside other work.
+
+    digits                  5 seeds                                      0.997 +- 0.001
+    mnist                   3 seeds, 31.6 minutes in all, 14 epochs      0.9959 +- 0.0003    averaged 0.9966
+    mnist, after 1 epoch    3 seeds                                      0.9912 +- 0.0007
 """
 
 from ml_collections import ConfigDict

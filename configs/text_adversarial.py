@@ -8,6 +8,13 @@ The folder has a file for each class, a text a line, such as rt-polarity.pos and
 label<TAB>text. The classifier is a bag of normalised word vectors; Kim's network of convolutions is
 --config.model='{"name": "text_cnn"}'. What it is compared with: --config.techniques='()', and noise of the same length,
 --config.techniques='("noise",)'. Virtual adversarial training: --config.techniques='("vat",)'.
+
+Measured on two cores of an AMD EPYC, on the sentences of Pang and Lee (2005): accuracy on test with the last
+parameters, mean +- sd over 5 seeds. docs/results.md has commands and versions.
+
+    reviews                            2.5 minutes    0.7709 +- 0.0039    under one step of length 5: 0.542
+    reviews, techniques=()             51 seconds     0.7541 +- 0.0036                                0.318
+    reviews, techniques=("noise",)     2.7 minutes    0.7539 +- 0.0027                                0.319
 """
 
 from ml_collections import ConfigDict
