@@ -125,7 +125,7 @@ def test_accuracy_is_that_of_the_predictions(name: str) -> None:
     assert told(ex, "train_eval", view)["accuracy"] == pytest.approx(np.mean(got["label"] == rows["y"]), abs=1e-9)
 
 
-@pytest.mark.parametrize("name", sorted(set(transforms.TABLE) - {"cutmix", "mixup", "label_smoothing"}))
+@pytest.mark.parametrize("name", sorted(set(transforms.TABLE) - {"certified", "cutmix", "mixup", "label_smoothing"}))
 def test_the_divergence_is_that_of_the_predicted_latents(name: str, quarters: np.ndarray) -> None:
     """KL(N(m, s^2) | N(0, 1)) = (m^2 + s^2 - 1 - log s^2) / 2 a latent, by NumPy from what predict() encodes."""
     ex = pipelines.build(generative(techniques=(name,), **{name: SETTINGS[name]}))
@@ -510,6 +510,11 @@ def test_what_would_do_nothing_is_refused(more: dict[str, Any], words: str) -> N
 def test_what_has_no_bounds_is_refused_before_it_trains(config: dict[str, Any], words: str) -> None:
     told = refused(vision(**{"techniques": ("certified",), "certified": SETTINGS["certified"], **config}))
     assert words in told and "config.techniques: " in told
+
+
+def test_only_classifiers_have_bounds() -> None:
+    told = refused(generative(techniques=("certified",), certified=SETTINGS["certified"]))
+    assert "config.techniques: certified is about logits f32[B, C], which this objective's outputs are not" in told
 
 
 def test_an_attack_that_leaves_the_ball_is_no_evaluation() -> None:

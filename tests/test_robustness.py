@@ -140,7 +140,7 @@ def test_logits_that_are_not_finite_are_never_right() -> None:
         return jnp.where(x[:, 0, 0] >= 1.0, jnp.nan, linear(view, x))
 
     y = np.concatenate([Y, np.zeros(40, np.int32)])
-    plan = robustness.plan(eps=(0.001,), attacks=("pgd",), checked=40, sigma=0.01, draws=100)
+    plan = robustness.plan(eps=(0.001,), attacks=("pgd",), checked=0, sigma=0.01, draws=100)
     made = robustness.bench(plan, broken, views(W), x, y, KEY)
     assert made.clean[0, :40].all() and not made.clean[0, 40:].any() and not made.robust[0, 0, 40:].any()
     # Noise moves the pixel to either side of the edge, so a half of the votes is for nothing.

@@ -86,6 +86,7 @@ def test_an_encoding_is_refused_where_it_would_do_nothing(name: str, tmp_path: P
         data.load(name=name, path=path, encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_docstrings_are_the_packages_own() -> None:
     """Sentences that are known, each once, under the package that says them."""
     found = data.load(name="docstrings")

@@ -53,7 +53,7 @@ def certified(
     def wrap(o: Objective) -> Objective:
         def apply(params: Params, state: State, batch: Batch, ctx: Ctx) -> tuple[Array, Aux]:
             loss, aux = o.apply(params, state, batch, ctx)
-            if aux.outputs is None or aux.outputs.ndim != 2:
+            if getattr(aux.outputs, "ndim", 0) != 2:
                 raise ValueError("certified is about logits f32[B, C], which this objective's outputs are not")
             x, y = stop_gradient(take(batch, on)), labels_of(batch, "certified")
 
