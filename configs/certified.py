@@ -44,12 +44,13 @@ def get_config(variant: str = "digits") -> ConfigDict:
         c.train_for = "100 epochs"
         c.robustness = dict(eps=(eps / 2, eps), rows=359, bound="crown")
     else:
-        eps, train_eps = 0.3, 0.4
-        c.model = dict(name="cnn", widths=(16, 32), depth=1, kernel=4, down="stride", head="flat", norm="none")
-        c.model.hidden = (100,)  # the network of Wong et al. 2020, 166,406 numbers
-        c.optimizer = dict(name="adam", learning_rate=1e-3, schedule="cosine")
+        eps, train_eps = 0.3, 0.32
+        c.model = dict(name="cnn", widths=(32, 64), depth=1, kernel=4, down="stride", head="flat", norm="none")
+        c.model.hidden = (256,)
+        c.model.kernel_init = "interval"
+        c.optimizer = dict(name="adam", learning_rate=3e-3, schedule="cosine")
         c.batch_size = 128
-        c.train_for = "20 epochs"
+        c.train_for = "25 epochs"
         c.eval_batch_size = 500
         c.robustness = dict(eps=(0.1, 0.2, 0.3), rows=1000, bound="interval")
     c.certified = dict(eps=eps, train_eps=train_eps, how="interval", kappa=0.5, ramp="60%")

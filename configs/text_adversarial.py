@@ -49,4 +49,5 @@ def get_config(variant: str = "docstrings") -> ConfigDict:
         c.data.path, c.data.encoding = "data/reviews", "windows-1252"
     elif variant == "sms":
         c.data.path = "data/sms.tsv"
+        c.train_for = "30 epochs"
     return c

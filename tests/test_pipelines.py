@@ -512,7 +512,7 @@ def test_what_has_no_bounds_is_refused_before_it_trains(config: dict[str, Any], 
     assert words in told and "config.techniques: " in told
 
 
-def test_only_classifiers_have_bounds() -> None:
+def test_only_classifiers_have_bounds(quarters: np.ndarray) -> None:
     told = refused(generative(techniques=("certified",), certified=SETTINGS["certified"]))
     assert "config.techniques: certified is about logits f32[B, C], which this objective's outputs are not" in told
 
