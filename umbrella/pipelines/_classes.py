@@ -1,6 +1,6 @@
 """What is said of classifiers beside their accuracy, one run or several side by side. Floor 5."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,8 +8,10 @@ from scipy.special import softmax
 
 from umbrella import scores
 from umbrella.artifacts import Curves, Matrix, Table
-from umbrella.data import Dataset
+from umbrella.data import Dataset, batches
 from umbrella.experiment import Review
+from umbrella.objective import View
+from umbrella.pipelines._standard import select
 from umbrella.scores import interval
 from umbrella.settings import SettingsError
 
@@ -31,6 +33,16 @@ class Told(NamedTuple):
         z = np.asarray(self.logits, np.float64)
         finite = np.isfinite(z).all(-1, keepdims=True)
         return np.where(finite, softmax(np.where(finite, z, 0), axis=-1), np.nan)
+
+
+def told(run: Callable[[View, Any], Any], views: View, split: Any) -> Told:
+    """What run (views, x) -> logits f32[K, B, C] says of every row of a split with columns x and y."""
+    logits, labels = [], []
+    for batch in batches(select(split, ("x", "y")), min(1000, len(split))):
+        kept = int(batch["mask"].sum())
+        logits.append(np.asarray(run(views, batch["x"]))[:, :kept])
+        labels.append(batch["y"][:kept])
+    return Told(np.concatenate(logits, 1), np.concatenate(labels))
 
 
 def review(test: Told, validation: Told | None, names: tuple[str, ...]) -> Review:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from umbrella import data, losses, metrics, models
+from umbrella import losses, metrics, models
 from umbrella.artifacts import Table
 from umbrella.baselines import TEXT_CLASSIFIERS, chosen, text_classification
 from umbrella.data import Arrays, Dataset
@@ -15,7 +15,7 @@ from umbrella.data.words import UNKNOWN, Vocabulary, split
 from umbrella.experiment import Experiment, Review
 from umbrella.objective import Array, Batch, Ctx, Objective, Params, State, Transform, View, measure, supervised
 from umbrella.pipelines import _classes
-from umbrella.pipelines._standard import Problem, Resolve, assemble, select
+from umbrella.pipelines._standard import Problem, Resolve, assemble
 from umbrella.settings import Count, Natural, SettingsError
 from umbrella.transforms import at_embedding
 
@@ -86,20 +86,12 @@ def problem(
     def review(resolve: Resolve) -> Callable[[View, Array], Review]:
         run = jax.jit(lambda views, x: jax.lax.map(lambda view: logits_of(resolve, view, x), views))
 
-        def of_split(views: View, split: Any) -> _classes.Told:
-            logits, labels = [], []
-            for batch in data.batches(select(split, ("x", "y")), min(1000, len(split))):
-                kept = int(batch["mask"].sum())
-                logits.append(np.asarray(run(views, batch["x"]))[:, :kept])
-                labels.append(batch["y"][:kept])
-            return _classes.Told(np.concatenate(logits, 1), np.concatenate(labels))
-
         def of(views: View, key: Array) -> Review:
             if "test" in dataset.info["hidden"]:
                 return Review({}, ())
-            test = of_split(views, told["test"])
+            test = _classes.told(run, views, told["test"])
             seen = len(told["validation"]) and "validation" not in dataset.info["hidden"]
-            made = _classes.review(test, of_split(views, told["validation"]) if seen else None, names)
+            made = _classes.review(test, _classes.told(run, views, told["validation"]) if seen else None, names)
             return made._replace(artifacts=(*made.artifacts, ("mistakes", mistakes(test, raw["test"], names))))
 
         return of

@@ -16,7 +16,7 @@ from umbrella.data import Dataset, scaling
 from umbrella.experiment import Experiment, Review
 from umbrella.objective import Array, Batch, Ctx, View, measure, supervised
 from umbrella.pipelines import _attacked, _classes
-from umbrella.pipelines._standard import Problem, Resolve, assemble, scale_of, select
+from umbrella.pipelines._standard import Problem, Resolve, assemble, scale_of
 from umbrella.robustness import Plan, bench, check_bound, plan
 from umbrella.settings import SettingsError
 from umbrella.transforms import pixels
@@ -86,19 +86,12 @@ def problem(
         # In turn, not side by side: that would keep the activations of all seeds at once.
         run = jax.jit(lambda views, x: jax.lax.map(lambda view: logits_of(resolve, view, x), views))
 
-        def told(views: View, split: Any) -> _classes.Told:
-            logits, labels = [], []
-            for batch in data.batches(select(split, ("x", "y")), min(1000, len(split))):
-                kept = int(batch["mask"].sum())
-                logits.append(np.asarray(run(views, batch["x"]))[:, :kept])
-                labels.append(batch["y"][:kept])
-            return _classes.Told(np.concatenate(logits, 1), np.concatenate(labels))
-
         def of(views: View, key: Array) -> Review:
             if "test" in hidden:
                 return Review({}, ())
-            test = told(views, dataset.test)
-            held = told(views, dataset.validation) if len(dataset.validation) and "validation" not in hidden else None
+            test = _classes.told(run, views, dataset.test)
+            seen = len(dataset.validation) and "validation" not in hidden
+            held = _classes.told(run, views, dataset.validation) if seen else None
             made = _classes.review(test, held, names)
             made = made._replace(artifacts=(*made.artifacts, ("mistakes", mistakes(test))))
             return made if attacked is None else under_attack(attacked, made, views, key)
