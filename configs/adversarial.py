@@ -7,6 +7,12 @@
 Other ways to train for it, with settings here: --config.techniques='("trades",)', '("fast",)' (one step from
 beyond the ball), '("awp", "adversarial")'. The report shows the accuracy over radii, the worst of several attacks for
 every row, and whether the attacks can be believed: --config.robustness.attacks=standard for those of AutoAttack.
+
+Measured on two cores of an AMD EPYC, beside other work: accuracy on test with the last parameters, under PGD of 40 steps
+on all of it, and the worst of APGD by cross-entropy, APGD by DLR and Square (1,000 queries) on 1,000 rows; mean +- sd.
+docs/results.md has commands and versions.
+
+    mnist, eps .3     3 seeds, 39 minutes in all     0.9884 +- 0.0005    0.9367 +- 0.0015    0.9123 +- 0.0045
 """
 
 from ml_collections import ConfigDict
