@@ -12,7 +12,7 @@ Measured on two cores of an AMD EPYC, beside other work: accuracy on test with t
 on all of it, and the worst of APGD by cross-entropy, APGD by DLR and Square (1,000 queries) on 1,000 rows; mean +- sd.
 docs/results.md has commands and versions.
 
-    mnist, eps .3     3 seeds, 39 minutes in all     0.9884 +- 0.0005    0.9367 +- 0.0015    0.9123 +- 0.0045
+    mnist, eps .3     3 seeds, 40 minutes in all     0.9884 +- 0.0004    0.9367 +- 0.0014    0.9123 +- 0.0045
 """
 
 from ml_collections import ConfigDict
