@@ -6,6 +6,12 @@
 
 Trained by interval bounds (Gowal et al. 2018); by CROWN's first and intervals in the end (Zhang et al. 2020):
 --config.certified.how=crown. "verified" is the share that is proved; no attack can do better than its complement.
+
+Measured on two cores of an AMD EPYC, beside other work: accuracy on test with the last parameters, the share of it that
+is proved, and on 1,000 rows what stands APGD by cross-entropy, APGD by DLR and Square, which is never less than what is
+proved of them. docs/results.md has commands and versions.
+
+    mnist, eps .3     1 seed, 29 minutes     0.9722    verified 0.8516    attacked 0.881 (verified 0.859)
 """
 
 from ml_collections import ConfigDict
