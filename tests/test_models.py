@@ -202,7 +202,7 @@ def test_build_makes_the_module_that_a_config_names() -> None:
     got = models.build({"name": "mlp", "hidden": [8], "dropout": 0}, out=3, log=log)
     assert got == MLP(out=3, hidden=(8,), dropout=0.0)
     wanted = {"name": "mlp", "hidden": (8,), "dropout": 0.0, "activation": "relu", "norm": "none"}
-    wanted["kernel_init"] = "lecun_normal"
+    wanted |= {"kernel_init": "lecun_normal", "input_dropout": 0.0}
     assert log == {"model": wanted}
 
 

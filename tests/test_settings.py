@@ -220,13 +220,22 @@ def test_choose() -> None:
 
 
 def test_the_fields_of_a_linen_module_are_its_settings() -> None:
-    assert settings.accepts(MLP).keys() == {"out", "hidden", "activation", "dropout", "norm", "kernel_init"}
+    assert settings.accepts(MLP).keys() == {
+        "out",
+        "hidden",
+        "activation",
+        "dropout",
+        "input_dropout",
+        "norm",
+        "kernel_init",
+    }
     assert settings.injects(MLP) == ()
     got = settings.check(MLP, {"hidden": [8.0, 4]}, "model.", given=("out",))
     assert got == {
         "hidden": (8, 4),
         "activation": "relu",
         "dropout": 0.0,
+        "input_dropout": 0.0,
         "norm": "none",
         "kernel_init": "lecun_normal",
     }

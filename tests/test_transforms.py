@@ -648,7 +648,9 @@ def test_build_makes_what_the_sections_say_in_their_order() -> None:
     o, params = linear()
     log: dict[str, Any] = {}
     sections = {"small": {"technique": "fgsm", "eps": 0.1, "probe": "base"}, "l2": {"weight": 0}}
-    made = transforms.build(("small", "l2"), sections, log=log, base=o, bounds=None, classes=3, to_steps=steps_of)
+    made = transforms.build(
+        ("small", "l2"), sections, log=log, base=o, bounds=None, on="x", where=None, classes=3, to_steps=steps_of
+    )
     assert len(made) == 2
     batch = points()
     _, aux = made[0](o).apply(params, {}, batch, context())
@@ -662,7 +664,9 @@ def test_build_makes_what_the_sections_say_in_their_order() -> None:
 def test_pgd_from_settings_is_pgd() -> None:
     o, params = linear()
     settings = {"adversarial": {"eps": 0.2, "steps": 2, "norm": "l2", "random_start": False}}
-    (made,) = transforms.build(("adversarial",), settings, base=o, bounds=(0.0, 1.0), to_steps=steps_of)
+    (made,) = transforms.build(
+        ("adversarial",), settings, base=o, bounds=(0.0, 1.0), on="x", where=None, to_steps=steps_of
+    )
     by_hand = adversarial(pgd(eps=0.2, steps=2, norm="l2", random_start=False, bounds=(0.0, 1.0)))
     run = jax.jit(lambda p: [t(o).apply(p, {}, points(), context())[1].outputs for t in (made, by_hand)])
     assert bits(*run(params))

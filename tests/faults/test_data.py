@@ -15,7 +15,7 @@ from tests.data.test_sets import PREPARED, TFRECORD, needs_sets, needs_tfrecord
 from umbrella import cli
 from umbrella.data import load
 from umbrella.data.__main__ import main
-from umbrella.pipelines import vision
+from umbrella.pipelines import _classes
 from umbrella.settings import SettingsError
 
 GOOD = "a,b,target\n1,2,no\n3,4,yes\n5,6,no\n7,8,yes\n"
@@ -219,7 +219,7 @@ def test_F45_a_label_that_is_no_class_is_named_by_split_and_row(tmp_path, monkey
         columns = {**found.test.arrays, "y": np.array([0, wrong, 1], np.int32)}
         broken = found._replace(test=um.data.Arrays(columns))
         with pytest.raises(SettingsError, match=f"row 1 of test has the label {wrong}; the labels of 2 classes are 0"):
-            vision.check_labels(broken)
+            _classes.check_labels(broken)
 
 
 def test_F30_a_set_smaller_than_a_batch_is_told_of(tmp_path):
