@@ -657,6 +657,7 @@ def test_build_makes_what_the_sections_say_in_their_order() -> None:
     moved = np.asarray(batch["x"]) - 0.1 * np.asarray(batch["y"])[:, None] * np.sign(W)
     np.testing.assert_allclose(aux.outputs, moved @ W, rtol=1e-4)
     small = {"technique": "fgsm", "eps": 0.1, "probe": "base", "train_mode": False, "start": "input", "ramp": "never"}
+    small["clean"] = 0.0
     assert log == {"small": small, "l2": {"weight": 0.0, "scope": "model"}}
     assert transforms.build((), sections) == ()
 
