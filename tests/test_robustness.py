@@ -238,7 +238,7 @@ def test_families_leave_squares_out_where_there_are_none() -> None:
 
 
 def test_attacks_need_a_test_split_to_look_at() -> None:
-    with pytest.raises(SettingsError, match="config.robustness: attacks the test split, which no evaluation looks at"):
+    with pytest.raises(SettingsError, match="config.robustness: looks at the test split, which no evaluation does"):
         um.pipelines.build(vision(robustness=dict(eps=(0.1,)), evals={}))
 
 

@@ -90,8 +90,8 @@ class TextCNN(nn.Module):
       words: size of the vocabulary.
       width: of the vectors of words.
       maps: filters of each span.
-      spans: how many words in a row; a text is padded by the longest less one on both sides, so that every span sees
-        every word (Kim 2014 has the spans 3, 4 and 5 with 100 maps each).
+      spans: how many words in a row; for each the text is padded by the span less one on both sides, so that every
+        place of a filter sees every word (Kim 2014 has the spans 3, 4 and 5 with 100 maps each).
       dropout: of the largest responses (1/2 in the paper).
       embedding_dropout: of the vectors' coordinates.
       normalised: see Embedding.

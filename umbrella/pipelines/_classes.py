@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.special import softmax
 
@@ -33,6 +35,27 @@ class Told(NamedTuple):
         z = np.asarray(self.logits, np.float64)
         finite = np.isfinite(z).all(-1, keepdims=True)
         return np.where(finite, softmax(np.where(finite, z, 0), axis=-1), np.nan)
+
+
+def predictor(logits_of: Callable[[Any, View, Any], Any]) -> Callable[[Any], Callable[[View, Any, Any], Any]]:
+    """Of (resolve, view, x) -> logits f32[B, C] the `predict` of a Problem: labels and probabilities."""
+
+    def predict(resolve: Any) -> Callable[[View, Any, Any], Any]:
+        def run(view: View, batch: Any, key: Any) -> dict[str, Any]:
+            logits = logits_of(resolve, view, batch["x"])
+            return {"label": jnp.argmax(logits, -1), "probabilities": jax.nn.softmax(logits)}
+
+        return run
+
+    return predict
+
+
+def in_turn(logits_of: Callable[[Any, View, Any], Any], resolve: Any) -> Callable[[View, Any], Any]:
+    """(views, x) -> logits f32[K, B, C], seed after seed: side by side the activations of all would be kept at once."""
+    out: Callable[[View, Any], Any] = jax.jit(
+        lambda views, x: jax.lax.map(lambda view: logits_of(resolve, view, x), views)
+    )
+    return out
 
 
 def told(run: Callable[[View, Any], Any], views: View, split: Any) -> Told:

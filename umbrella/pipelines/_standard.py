@@ -49,6 +49,7 @@ class Problem(NamedTuple):
     better: str = "loss"
     dataset: data.Dataset | None = None  # as the model sees it, where that is not as it was read
     notes: tuple[str, ...] = ()  # said at the start
+    on_test: tuple[str, ...] = ()  # settings, given, that look at the test split
     fitting: tuple[str, ...] = ()  # the techniques that make sense of its inputs; all when empty
 
 
@@ -77,9 +78,9 @@ def assemble(
     named = not set(transforms.NAMED).isdisjoint(transforms.kinds(common.techniques, sections))
     batches = train_data(dataset, p.columns, run, named)
 
-    if own.get("robustness") and not common.evals:
+    for name in p.on_test if not common.evals else ():
         raise settings.SettingsError(
-            "config.robustness: attacks the test split, which no evaluation looks at; say evals = {'test': ()}, too"
+            f"config.{name}: looks at the test split, which no evaluation does; say evals = {{'test': ()}}, too"
         )
     refuse_again(common.techniques, sections)
     refuse_unfit(p.fitting, common.techniques, common.evals, sections)

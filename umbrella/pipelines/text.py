@@ -76,15 +76,8 @@ def problem(
         params = resolve(view.params, view.state)["model"]
         return net.apply({"params": params, **view.state.get("model", {})}, x, train=False)
 
-    def predict(resolve: Resolve) -> Any:
-        def run(view: View, batch: Batch, key: Array) -> dict[str, Array]:
-            logits = logits_of(resolve, view, batch["x"])
-            return {"label": jnp.argmax(logits, -1), "probabilities": jax.nn.softmax(logits)}
-
-        return run
-
     def review(resolve: Resolve) -> Callable[[View, Array], Review]:
-        run = jax.jit(lambda views, x: jax.lax.map(lambda view: logits_of(resolve, view, x), views))
+        run = _classes.in_turn(logits_of, resolve)
 
         def of(views: View, key: Array) -> Review:
             if "test" in dataset.info["hidden"]:
@@ -102,7 +95,7 @@ def problem(
         base=base,
         context={"classes": classes, "bounds": None, "on": "x/delta", "where": "x/tokens"},
         review=review,
-        predict=predict,
+        predict=_classes.predictor(logits_of),
         baselines=lambda: text_classification(
             (raw["train"], told["train"].column("y")), (raw["test"], told["test"].column("y")), rivals
         ),

@@ -14,7 +14,7 @@ from umbrella.artifacts import Images
 from umbrella.baselines import chosen, classification, on_parts
 from umbrella.data import Dataset, scaling
 from umbrella.experiment import Experiment, Review
-from umbrella.objective import Array, Batch, Ctx, View, measure, supervised
+from umbrella.objective import Array, Ctx, View, measure, supervised
 from umbrella.pipelines import _attacked, _classes
 from umbrella.pipelines._standard import Problem, Resolve, assemble, scale_of
 from umbrella.robustness import Plan, bench, check_bound, plan
@@ -75,16 +75,8 @@ def problem(
         shapes = jax.eval_shape(lambda x: base.init({"x": x}, Ctx(jax.random.key(0), jnp.int32(0))), row)
         check_bound(attacked, partial(of_pixels, lambda params, state: params), View(*shapes), row)
 
-    def predict(resolve: Resolve) -> Any:
-        def run(view: View, batch: Batch, key: Array) -> dict[str, Array]:
-            logits = logits_of(resolve, view, batch["x"])
-            return {"label": jnp.argmax(logits, -1), "probabilities": jax.nn.softmax(logits)}
-
-        return run
-
     def review(resolve: Resolve) -> Callable[[View, Array], Review]:
-        # In turn, not side by side: that would keep the activations of all seeds at once.
-        run = jax.jit(lambda views, x: jax.lax.map(lambda view: logits_of(resolve, view, x), views))
+        run = _classes.in_turn(logits_of, resolve)
 
         def of(views: View, key: Array) -> Review:
             if "test" in hidden:
@@ -126,11 +118,12 @@ def problem(
         base=base,
         context={"classes": classes, "bounds": (0.0, 1.0), "on": "x", "where": None},
         review=review,
-        predict=predict,
+        predict=_classes.predictor(logits_of),
         baselines=lambda: on_parts(
             lambda train, test: classification(train, test, scale, rivals), dataset.train, dataset.test
         ),
         better="accuracy",
+        on_test=("robustness",) * (attacked is not None),
         notes=("Nothing is attacked: the labels of the test split are withheld.",)
         * bool(attacked and "test" in hidden),
     )
