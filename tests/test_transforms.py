@@ -638,6 +638,20 @@ def test_a_step_from_beyond_the_ball() -> None:
         fgsm(eps=0.1, start="ball ")
 
 
+def test_a_step_from_within_the_ball_knows_no_bounds_before_its_end() -> None:
+    """Black pixels, eps .4, a gradient that points up: from d uniform in (-.4, .4), outside of the bounds for a half,
+    .5 further and back into the ball. It ends at .4 where d > -.1, which is 5 in 8, and uniform in (.1, .4) elsewhere;
+    started within the bounds, every one would end at .4."""
+    n = 4000
+    batch = {"x": f32(np.zeros((n, 3))), "y": f32(-np.ones(n))}
+    up = attacked(fgsm(eps=0.4, start="ball", bounds=(0.0, 1.0)), batch)[:, W > 0].ravel()
+    edge = up > 0.4 - 1e-6
+    assert abs(edge.mean() - 5 / 8) < 5 * np.sqrt(5 / 8 * 3 / 8 / up.size)
+    assert stats.kstest(up[~edge], stats.uniform(0.1, 0.3).cdf).pvalue > 1e-3
+    down = attacked(fgsm(eps=0.4, start="ball", bounds=(0.0, 1.0)), batch)[:, W < 0]
+    assert (down == 0).mean() == 1
+
+
 # ---- from settings
 def steps_of(text: str) -> int:
     return 0 if text == "never" else int(text.split()[0])

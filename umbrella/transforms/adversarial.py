@@ -152,6 +152,8 @@ def fgsm(*, eps: float, bounds: tuple[float, float] | None = None, start: Start 
         catastrophically when it is trained on; "ball": of size 1.25 eps from a random point of the ball, and back into
         it (Wong et al. 2020, algorithm 3); "beyond": of size eps from a random point within twice eps, and not back
         (N-FGSM: de Jorge et al. 2022, algorithm 1), so that it is up to three times eps away: for training alone.
+        The random point may lie outside of the bounds, the result does not. It matters: a black pixel whose start is
+        clipped to black steps to eps or stays, nothing between, and a network learns to mislead that.
 
     Raises:
       ValueError: no such start.
@@ -159,16 +161,16 @@ def fgsm(*, eps: float, bounds: tuple[float, float] | None = None, start: Start 
     one_of("fgsm: start", start, Start)
     if start == "input":
         return pgd(eps=eps, steps=1, step_size=eps, random_start=False, bounds=bounds)
-    if start == "ball":
-        return pgd(eps=eps, steps=1, step_size=1.25 * eps, bounds=bounds)
+    within = start == "ball"
 
     def attack(
         objective: Objective, params: Params, state: State, batch: Batch, ctx: Ctx, on: str, share: Any = 1.0
     ) -> Array:
         x0, radius = take(batch, on), eps * share
-        noisy = x0 + ball("linf").sample(ctx.rng("pgd"), x0, 2 * radius)
-        g = jax.grad(lambda x: objective.apply(params, state, put(batch, on, x), ctx)[0])(noisy)
-        worse = noisy + radius * jnp.sign(g)
+        delta = ball("linf").sample(ctx.rng("pgd"), x0, radius if within else 2 * radius)
+        g = jax.grad(lambda d: objective.apply(params, state, put(batch, on, x0 + d), ctx)[0])(delta)
+        delta += (1.25 if within else 1.0) * radius * jnp.sign(g)
+        worse = x0 + (jnp.clip(delta, -radius, radius) if within else delta)
         return worse if bounds is None else jnp.clip(worse, *bounds)
 
     return attack
