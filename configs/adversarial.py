@@ -34,7 +34,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
     eps = {"digits": 0.15, "mnist": 0.3, "cifar10": 8 / 255}[variant]
     c.techniques = ("adversarial",)
     c.adversarial = dict(eps=eps, steps=7, ramp="20%")
-    c.fast = dict(technique="fgsm", eps=eps, start="beyond", ramp="20%")
+    c.fast = dict(technique="fgsm", eps=eps, start="ball", ramp="20%")
     c.quick = dict(technique="adversarial", eps=eps, steps=3, ramp="20%")
     c.trades = dict(eps=eps, beta=6.0)
     c.awp = dict(gamma=5e-3)
