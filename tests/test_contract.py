@@ -35,7 +35,7 @@ from tests.helpers import (
 from umbrella import attacks, losses, metrics, parallel, transforms
 from umbrella.checkpoint import Checkpoints
 from umbrella.gradients import grad_of, microbatch
-from umbrella.models import MLP
+from umbrella.models import MLP, VAE
 from umbrella.objective import Objective, Transform, chain, measure, supervised
 from umbrella.step import Step, ema, gather, guard, program, repeat, then, train_step, update
 from umbrella.train_state import create
@@ -197,6 +197,32 @@ TABLE = {
         microbatch=False,
         cost=lambda grad, attack: 4 * grad,
     ),
+    # A pass whose rows cancel, p's and q's for every sample; p's and q's forward passes are the same.
+    "importance_weighted_dreg": Row(
+        lambda o: transforms.importance_weighted(
+            losses.log_importance_weight, VAE.POSTERIOR, samples=4, gradient="dreg"
+        ),
+        None,
+        pictures,
+        autoencoder,
+        eval="acts",
+        microbatch=False,
+        cost=lambda grad, attack: 9 * grad,
+    ),
+    "kl": Row(
+        lambda o: transforms.kl(losses.kl_of_each, int, beta=4.0, ramp="8"),
+        lambda o: transforms.kl(losses.kl_of_each, int, beta=1.0, ramp="0"),
+        pictures,
+        autoencoder,
+    ),
+    # The least of a batch's mean is not the mean of the slices' least.
+    "kl_free_bits": Row(
+        lambda o: transforms.kl(losses.kl_of_each, int, ramp="0", free_bits=0.5),
+        lambda o: transforms.kl(losses.kl_of_each, int, ramp="0", free_bits=0.0),
+        pictures,
+        autoencoder,
+        microbatch=False,
+    ),
 }
 NAMES = sorted(TABLE)
 # Augmentations share their lift and their streams, attacks their steps: in `make test` the laws of one stand for all.
@@ -206,6 +232,8 @@ LATER = (
     "certified",
     "fgsm",
     "importance_weighted",
+    "importance_weighted_dreg",
+    "kl",
     "l1",
     "l2",
     "mixup",

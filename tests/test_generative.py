@@ -28,13 +28,13 @@ def config(pipeline: str, **kw: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["importance_weighted", "iwae"])
-def test_a_beta_that_importance_weighting_would_drop_is_refused(name: str) -> None:
+def test_a_weight_of_the_kl_that_importance_weighting_would_drop_is_refused(name: str) -> None:
     """In training; as an evaluation the bound is one, whatever the model was trained on."""
-    section = {name: {"technique": "importance_weighted", "samples": 2}}
-    with pytest.raises(SettingsError, match=r"config.beta: importance_weighted has no KL term that 4 could weigh"):
-        pipelines.build(config("generative", beta=4.0, techniques=(name,), **section))
-    assert pipelines.build(config("generative", techniques=(name,), **section)).settings["beta"] == 1
-    assert pipelines.build(config("generative", beta=4.0, evals={"nll": (name,)}, **section)).settings["beta"] == 4
+    section = {name: {"technique": "importance_weighted", "samples": 2}, "four": {"technique": "kl", "beta": 4.0}}
+    with pytest.raises(SettingsError, match=rf"config.techniques: '{name}' has no KL term that 'four' could weigh"):
+        pipelines.build(config("generative", techniques=("four", name), **section))
+    made = pipelines.build(config("generative", techniques=("four",), evals={"nll": (name,)}, **section))
+    assert made.settings["four"]["beta"] == 4
 
 
 def test_sam_perturbs_what_the_pipeline_trains() -> None:

@@ -273,3 +273,67 @@ def test_negative_elbo_adds_its_two_terms(rng: np.random.Generator) -> None:
     kl = 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).sum(1)
     for beta in (0.0, 1.0, 4.0):
         np.testing.assert_allclose(losses.negative_elbo(outputs, f32(y), beta=beta), fit + beta * kl, rtol=1e-4)
+
+
+def test_a_gaussian_is_scipys(rng: np.random.Generator) -> None:
+    mean, y, log_sd = rng.normal(size=(4, 3, 2)), rng.normal(size=(4, 3, 2)), rng.normal(size=2)
+    wanted = -stats.norm(mean, np.exp(log_sd)).logpdf(y).sum((1, 2))
+    np.testing.assert_allclose(losses.gaussian(f32(mean), f32(log_sd), f32(y)), wanted, rtol=1e-5)
+    with pytest.raises(ValueError, match="must be equal"):
+        losses.gaussian(f32(mean), f32(log_sd), f32(y[:, :1]))
+
+
+def test_the_kl_of_two_gaussians_is_an_integral(rng: np.random.Generator) -> None:
+    """int q log(q / p) by a sum over a fine grid; against N(0, 1) when no prior is given."""
+    m, v, pm, pv = rng.normal(size=4)
+    x = np.linspace(-40, 40, 400_001)
+    q, p = stats.norm(m, np.exp(v / 2)), stats.norm(pm, np.exp(pv / 2))
+    for other, given in ((p, (f32([[pm]]), f32([[pv]]))), (stats.norm(), ())):
+        wanted = np.sum(q.pdf(x) * (q.logpdf(x) - other.logpdf(x))) * (x[1] - x[0])
+        assert float(losses.gaussian_kl(f32([[m]]), f32([[v]]), *given)[0]) == pytest.approx(wanted, rel=1e-4)
+
+
+def test_weights_under_a_prior_of_their_own_are_scipys(rng: np.random.Generator) -> None:
+    """log p(z) by the prior that the outputs give, and a Gaussian likelihood with them."""
+    mean, log_var, noise, pm, pv = (rng.normal(size=(4, 2)) for _ in range(5))
+    logits, y, log_sd = rng.normal(size=(4, 3)), rng.normal(size=(4, 3)), rng.normal(size=3)
+    z = mean + np.exp(log_var / 2) * noise
+    named = dict(mean=mean, log_var=log_var, noise=noise, z=z, prior_mean=pm, prior_log_var=pv, logits=logits)
+    outputs = {k: f32(v) for k, v in {**named, "log_sd": log_sd}.items()}
+    wanted = stats.norm(pm, np.exp(pv / 2)).logpdf(z).sum(1) - stats.norm(mean, np.exp(log_var / 2)).logpdf(z).sum(1)
+    wanted += stats.norm(logits, np.exp(log_sd)).logpdf(y).sum(1)
+    np.testing.assert_allclose(losses.log_importance_weight(outputs, f32(y)), wanted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="path=True is of one layer"):
+        losses.log_importance_weight(outputs, f32(y), path=True)
+
+
+def test_the_path_knows_the_posterior_by_z_alone(rng: np.random.Generator) -> None:
+    """The same number; with the logits fixed, d/dmean is -z + (z - mean) / var = -z + noise / sd, and d/dlog_var that
+    times dz/dlog_var = sd noise / 2."""
+    mean, log_var, noise = (rng.normal(size=(4, 2)) for _ in range(3))
+    y = f32(np.zeros((4, 3)))
+
+    def weight(m: Any, v: Any, **how: Any) -> Any:
+        z = m + jnp.exp(v / 2) * f32(noise)
+        out = {"mean": m, "log_var": v, "noise": f32(noise), "z": z, "logits": y}
+        return losses.log_importance_weight(out, y, **how)
+
+    both = f32(mean), f32(log_var)
+    np.testing.assert_allclose(weight(*both, path=True), weight(*both), rtol=1e-5)
+    got = jax.grad(lambda m, v: weight(m, v, path=True).sum(), (0, 1))(*both)
+    sd = np.exp(log_var / 2)
+    slope = -(mean + sd * noise) + noise / sd
+    np.testing.assert_allclose(got[0], slope, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(got[1], slope * sd * noise / 2, rtol=1e-4, atol=1e-5)
+
+
+def test_generative_losses_are_finite_at_logits_of_10000() -> None:
+    """Value and gradient, under each likelihood."""
+    y = f32([[0.0, 1.0, 0.5]])
+    base = {"mean": f32([[0.0]]), "log_var": f32([[0.0]])}
+    for sign in (1e4, -1e4):
+        for more in ({}, {"log_scale": f32(np.full(3, -2.0))}, {"log_sd": f32(np.zeros(3))}):
+            loss, slope = jax.value_and_grad(
+                lambda logits, more=more: losses.negative_elbo({**base, **more, "logits": logits}, y).sum()
+            )(jnp.full((1, 3), sign, jnp.float32))
+            assert np.isfinite(float(loss)) and np.isfinite(slope).all()

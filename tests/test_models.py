@@ -11,6 +11,7 @@ from scipy import special
 
 from umbrella import models
 from umbrella.models import MLP, VAE
+from umbrella.models.coders import doubled
 from umbrella.settings import SettingsError
 from umbrella.train_state import parameter_count
 
@@ -135,6 +136,7 @@ def test_hidden_layers_are_initialised_as_told(name: Any, variance: float) -> No
         (lambda: MLP(out=2, norm="bn"), "MLP: norm: 'bn' is not one of the choices"),  # had neither norm nor bias
         (lambda: MLP(out=2, activation="relo"), "MLP: activation: 'relo' is not one of .* .did you mean 'relu'"),
         (lambda: MLP(out=2, kernel_init="he"), "MLP: kernel_init: 'he' is not one of the choices"),
+        (lambda: vae(likelihood="bernouli"), "VAE: likelihood: 'bernouli' is not one of .* .did you mean 'bernoulli'"),
         (lambda: vae(activation="tan"), "VAE: activation: 'tan' is not one of .* .did you mean 'tanh'"),
     ],
 )
@@ -151,25 +153,99 @@ def vae(**kw: Any) -> VAE:
 def test_vae_shapes_and_parameter_count() -> None:
     """Encoder 6-7-5-(2 * 2), decoder 2-5-7-6, a bias everywhere; a log-scale for each of the 3 channels when asked."""
     encoder, decoder = 7 * 7 + 8 * 5 + 6 * 4, 3 * 5 + 6 * 7 + 8 * 6
-    for scale in (False, True):
-        out, variables = jax.eval_shape(lambda s=scale: vae(scale=s).init_with_output(KEYS, X, train=True))
-        assert parameter_count(variables["params"]) == encoder + decoder + (3 if scale else 0)
-        shapes = {k: v.shape for k, v in out.items()}
+    for kind, spread in (("bernoulli", {}), ("logistic", {"log_scale": (3,)}), ("gaussian", {"log_sd": (3,)})):
+        out, variables = jax.eval_shape(lambda k=kind: vae(likelihood=k).init_with_output(KEYS, X, train=True))
+        assert parameter_count(variables["params"]) == encoder + decoder + (3 if spread else 0)
         wanted = {"logits": (5, 2, 3), "mean": (5, 2), "log_var": (5, 2), "noise": (5, 2), "z": (5, 2)}
-        assert shapes == (wanted | {"log_scale": (3,)} if scale else wanted)
+        assert {k: v.shape for k, v in out.items()} == wanted | spread
 
 
 def test_vae_is_numpys() -> None:
     variables = start(vae())
     p = variables["params"]
-    dense = lambda h, name: h @ p[name]["kernel"] + p[name]["bias"]  # noqa: E731
+    dense = lambda h, q: h @ q["kernel"] + q["bias"]  # noqa: E731
+    there, back = p["encoder"], p["decoder"]
     out = jax.device_get(run(vae(), variables, X, train=True))
-    h = np.tanh(dense(np.tanh(dense(X.reshape(5, 6), "encoder_0")), "encoder_1"))
-    code = dense(h, "to_latent")
+    h = np.tanh(dense(np.tanh(dense(X.reshape(5, 6), there["hidden_0"])), there["hidden_1"]))
+    code = dense(h, p["to_latent"])
     np.testing.assert_allclose(out["mean"], code[:, :2], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(out["log_var"], code[:, 2:], rtol=1e-4, atol=1e-5)
-    h = np.tanh(dense(np.tanh(dense(out["z"], "decoder_0")), "decoder_1"))
-    np.testing.assert_allclose(out["logits"], dense(h, "to_pixels").reshape(5, 2, 3), rtol=1e-4, atol=1e-5)
+    h = np.tanh(dense(np.tanh(dense(out["z"], back["hidden_0"])), back["hidden_1"]))
+    np.testing.assert_allclose(out["logits"], dense(h, back["out"]).reshape(5, 2, 3), rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_layer_is_numpys_and_its_own_prior() -> None:
+    """q(z2|x), then q(z1|x, z2) of features and z2 side by side; p(z1|z2) by one hidden layer of 7, p(z2) = N(0, 1);
+    `draw` is the prior at a given noise."""
+    net = vae(above=3)
+    variables = start(net)
+    p = variables["params"]
+    dense = lambda h, q: h @ q["kernel"] + q["bias"]  # noqa: E731
+    out = jax.device_get(run(net, variables, X, train=True))
+    h = np.tanh(dense(np.tanh(dense(X.reshape(5, 6), p["encoder"]["hidden_0"])), p["encoder"]["hidden_1"]))
+    far = dense(h, p["to_above"])
+    z2 = far[:, :3] + np.exp(0.5 * far[:, 3:]) * out["noise"][:, 2:]
+    near = dense(np.concatenate([h, z2], 1), p["to_latent"])
+    z1 = near[:, :2] + np.exp(0.5 * near[:, 2:]) * out["noise"][:, :2]
+    given = lambda z: dense(np.tanh(dense(z, p["prior_hidden"]["hidden_0"])), p["to_prior"])  # noqa: E731
+    prior = given(z2)
+    wanted = {
+        "mean": np.concatenate([near[:, :2], far[:, :3]], 1),
+        "log_var": np.concatenate([near[:, 2:], far[:, 3:]], 1),
+        "z": np.concatenate([z1, z2], 1),
+        "prior_mean": np.concatenate([prior[:, :2], np.zeros((5, 3))], 1),
+        "prior_log_var": np.concatenate([prior[:, 2:], np.zeros((5, 3))], 1),
+        "logits": run(net, variables, z1.astype(np.float32), method="decode"),
+    }
+    for name, value in wanted.items():
+        np.testing.assert_allclose(out[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+    noise = out["noise"]
+    mean, log_var = np.split(given(noise[:, 2:]), 2, 1)
+    drawn = np.concatenate([mean + np.exp(0.5 * log_var) * noise[:, :2], noise[:, 2:]], 1)
+    np.testing.assert_allclose(run(net, variables, noise, method="draw"), drawn, rtol=1e-4, atol=1e-5)
+
+
+def test_a_conditional_one_is_told_its_label_in_both_halves() -> None:
+    """The label's column of the first kernel is added, in the encoder behind the 6 pixels, in the decoder behind z."""
+    net = vae(classes=4)
+    label = np.array([0, 3, 1, 1, 2], np.int32)
+    x = {"image": X, "label": label}
+    variables = jax.tree.map(
+        lambda v: (0.3 * np.random.default_rng(v.size).normal(size=v.shape)).astype(np.float32),
+        jax.eval_shape(lambda: net.init(KEYS, x, train=False)),
+    )
+    p = variables["params"]
+    out = jax.device_get(run(net, variables, x, train=True))
+    first = p["encoder"]["hidden_0"]
+    h = np.tanh(X.reshape(5, 6) @ first["kernel"][:6] + first["kernel"][6:][label] + first["bias"])
+    h = np.tanh(h @ p["encoder"]["hidden_1"]["kernel"] + p["encoder"]["hidden_1"]["bias"])
+    code = h @ p["to_latent"]["kernel"] + p["to_latent"]["bias"]
+    np.testing.assert_allclose(out["mean"], code[:, :2], rtol=1e-4, atol=1e-5)
+    start_of = p["decoder"]["hidden_0"]
+    h = np.tanh(out["z"] @ start_of["kernel"][:2] + start_of["kernel"][2:][label] + start_of["bias"])
+    h = np.tanh(h @ p["decoder"]["hidden_1"]["kernel"] + p["decoder"]["hidden_1"]["bias"])
+    logits = h @ p["decoder"]["out"]["kernel"] + p["decoder"]["out"]["bias"]
+    np.testing.assert_allclose(out["logits"], logits.reshape(5, 2, 3), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [8, 28, 13])
+def test_convolutions_halve_and_double_back_to_the_same_side(side: int) -> None:
+    """Kernels of 4 x 4 and of 3 x 3 to four times the channels: 3 -> 4 -> 6 channels there, 6 -> 4 -> 3 back."""
+    net = VAE(shape=(side, side, 3), latent=2, hidden=(5,), widths=(4, 6))
+    small = (side + 3) // 4
+    out, variables = jax.eval_shape(
+        lambda: net.init_with_output(KEYS, np.zeros((2, side, side, 3), np.float32), train=True)
+    )
+    assert out["logits"].shape == (2, side, side, 3)
+    there = (48 + 1 - 1) * 4 + 4 + 64 * 6 + 6 + (small**2 * 6 + 1) * 5 + 6 * 4
+    back = 3 * 5 + 6 * small**2 * 6 + 6 * 9 * 16 + 16 + 4 * 9 * 12 + 12
+    assert parameter_count(variables["params"]) == there + back
+
+
+def test_doubling_lays_four_channels_out_as_two_by_two() -> None:
+    """Channels 0..3 of a position are its upper left, upper right, lower left and lower right."""
+    x = np.arange(8, dtype=np.float32).reshape(1, 1, 2, 4)
+    np.testing.assert_array_equal(doubled(x)[0, :, :, 0], [[0, 1, 4, 5], [2, 3, 6, 7]])
 
 
 def test_vae_encodes_and_decodes_by_name() -> None:

@@ -512,7 +512,7 @@ PIXELS = f32([1.0, 0.0, 1.0])
 AUTO = VAE(shape=(3,), latent=2, hidden=(3,))
 
 
-def latent(n: int = 400) -> tuple[Objective, Params, dict[str, Array]]:
+def latent(n: int = 800) -> tuple[Objective, Params, dict[str, Array]]:
     """A tiny VAE, and one image many times over: its rows are independent estimates of the same number."""
     x = jnp.broadcast_to(PIXELS, (n, 3))
     o = supervised(AUTO, losses.negative_elbo)
@@ -543,7 +543,7 @@ def test_one_sample_is_the_single_sample_bound() -> None:
 
 
 def test_the_bound_rises_with_the_samples_to_log_p() -> None:
-    """L_1 <= L_5 <= L_50 <= log p(x), by 400 rows each; log p(x) is the sum over a grid of z, to six digits."""
+    """L_1 <= L_5 <= L_50 <= log p(x), by 800 rows each; log p(x) is the sum over a grid of z, to six digits."""
     _, params, _ = latent()
     grid = np.linspace(-7, 7, 141)
     z = np.stack(np.meshgrid(grid, grid), -1).reshape(-1, 2)
@@ -555,10 +555,76 @@ def test_the_bound_rises_with_the_samples_to_log_p() -> None:
     assert one.mean() - five.mean() > 3 * error(one)
     assert five.mean() - fifty.mean() > 3 * error(five)
     assert fifty.mean() > -log_p - 3 * error(fifty)
-    # All 20,000 samples as one estimate: the log of the mean of the rows' mean weights, to five standard errors.
+    # All 40,000 samples as one estimate: the log of the mean of the rows' mean weights, to five standard errors.
     weights = np.exp(-fifty)
     assert abs(np.log(weights.mean()) - log_p) < 5 * weights.std() / weights.mean() / np.sqrt(len(weights))
     assert weights.std() / weights.mean() / np.sqrt(len(weights)) < 0.01
+
+
+def test_the_doubly_reparameterised_gradient_has_the_same_mean_and_less_noise_in_q() -> None:
+    """Of 800 rows, five samples each: the value and p's gradient are IWAE's to rounding. q's differ from row to row, so
+    their means by at most five standard errors, and their spread is smaller (Tucker et al. 2019, section 4)."""
+    o, params, batch = latent()
+    iwae, dreg = (
+        transforms.importance_weighted(losses.log_importance_weight, VAE.POSTERIOR, samples=5, gradient=gradient)(o)
+        for gradient in ("standard", "dreg")
+    )
+
+    def of_row(objective: Objective) -> Any:
+        def loss(p: Params, i: Any) -> Any:
+            row = {k: v[:1] for k, v in batch.items()}
+            return objective.apply(p, {}, row, context().fork("row", i))[0]
+
+        return jax.jit(jax.vmap(jax.value_and_grad(loss), (None, 0)))(params, jnp.arange(len(batch["x"])))
+
+    (value, plain), (other, doubly) = jax.device_get((of_row(iwae), of_row(dreg)))
+    np.testing.assert_allclose(other, value, rtol=1e-4, atol=1e-5)
+    assert gap(plain["model"]["decoder"], doubly["model"]["decoder"]) < 1e-4
+    for name in ("encoder", "to_latent"):
+        a, b = (
+            np.concatenate([x.reshape(len(x), -1) for x in jax.tree.leaves(g["model"][name])], 1)
+            for g in (plain, doubly)
+        )
+        error = np.sqrt((a.var(0) + b.var(0)) / len(a))
+        assert (np.abs(a.mean(0) - b.mean(0)) < 5 * error + 1e-6).all()
+        assert b.var(0).sum() < 0.8 * a.var(0).sum()
+
+
+def test_the_doubly_reparameterised_gradient_keeps_what_is_added_and_refuses_what_it_cannot_part() -> None:
+    """l2 to its right: the gradient is that without, plus .3 times the kernels."""
+    o, params, batch = latent(4)
+    tight = transforms.importance_weighted(losses.log_importance_weight, VAE.POSTERIOR, samples=3, gradient="dreg")
+    bare, held = (
+        jax.jit(jax.grad(lambda p, f=f: f.apply(p, {}, batch, context())[0]))(params)
+        for f in (tight(o), chain(tight, transforms.l2(weight=0.3))(o))
+    )
+    added = jax.tree.map(lambda g, w: g + (0.3 * w if w.ndim == 2 else 0), bare, params)
+    assert gap(held, added) < 1e-5
+    with pytest.raises(ValueError, match="cannot tell whose other is"):
+        tight(o).apply({**params, "other": jnp.zeros(())}, {}, batch, context())
+    for wrong in (dict(posterior=()), dict(chunk=1)):
+        with pytest.raises(ValueError, match="of all samples at once, and of q's own parameters"):
+            transforms.importance_weighted(
+                losses.log_importance_weight, **{"posterior": ("encoder",), **wrong}, samples=3, gradient="dreg"
+            )
+
+
+def test_the_weight_of_the_kl_by_hand() -> None:
+    """Rows of weights 2, 1 and 5 and masks 1, 1 and 0: the batch's mean of KL_j is (2 KL_0j + KL_1j) / 2. With beta 3
+    over ten steps, at step 4 the weight is 1.5; variables below .1 nats count as .1. In evaluation nothing changes."""
+    o, params, batch = latent(3)
+    x = f32(np.random.default_rng(3).random((3, 3)))
+    batch = {"x": x, "y": f32(np.round(x)), "weight": f32([2, 1, 5]), "mask": f32([1, 1, 0])}
+    ctx = context().replace(step=jnp.int32(4))
+    base, aux = o.apply(params, {}, batch, ctx)
+    each = np.asarray(losses.kl_of_each(aux.outputs), np.float64)
+    means = (2 * each[0] + each[1]) / 2
+    free = float(means.mean())  # between the two variables
+    made = transforms.kl(losses.kl_of_each, lambda text: 10, beta=3.0, ramp="10 steps", free_bits=free)(o)
+    loss, told = made.apply(params, {}, batch, ctx)
+    wanted = float(base) - means.sum() + 1.5 * np.maximum(means, free).sum()
+    assert float(loss) == pytest.approx(wanted, rel=1e-5)
+    assert float(made.apply(params, {}, batch, ctx.eval())[0]) == float(o.apply(params, {}, batch, ctx.eval())[0])
 
 
 def test_the_bound_does_not_depend_on_the_chunk() -> None:

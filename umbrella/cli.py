@@ -20,7 +20,7 @@ from absl import flags
 from umbrella import settings
 from umbrella.settings import SettingsError
 
-MODES = ("train", "evaluate", "sample", "predict", "compare", "diagnose")
+MODES = ("train", "evaluate", "sample", "predict", "clean", "compare", "diagnose")
 USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
 [--init_from=RUN] [--verify_resume]
        python launch.py --mode=compare RUN_A RUN_B
@@ -31,6 +31,8 @@ USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE .
   --workdir=runs/try                where the run lives; a run of the same config that is there is resumed
                                     (train_for and the cadences may change, so a run can be extended)
   --mode=train                      train | evaluate | sample | predict; the last three need the workdir of a run
+  --mode=clean                      scores every row of the set by how strange the model finds it, and writes which rows
+                                    to keep and which are flagged; needs the workdir of a run
   --mode=diagnose                   trains on growing shares of the training rows, with several seeds, and says what
                                     would help: more data, a larger model, an ensemble; test is not looked at
   --mode=compare                    says of two finished runs whether one is better than the other; needs no config
@@ -202,6 +204,10 @@ def _later(mode: str, session: Any) -> int:
     elif mode == "sample":
         for path in session.review(ts):
             print(path)
+    elif mode == "clean":
+        made = session.clean(ts)
+        session.amend()
+        print("\n".join((*map(str, made.files), made.words)))
     else:
         print(session.predict(ts))
     return 0

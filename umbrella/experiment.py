@@ -93,6 +93,9 @@ class Review(NamedTuple):
     rows: Mapping[str, Any] = {}  # what is kept of every test row, arrays: for comparing runs row by row
 
 
+Scorer = Callable[[View], Callable[[Mapping[str, Any]], Any]]  # view -> rows of `asks` -> f64[B], higher is stranger
+
+
 class Experiment(NamedTuple):
     """All that a run is made of, as values. See `umbrella.runs` for what is done with it."""
 
@@ -112,3 +115,6 @@ class Experiment(NamedTuple):
     objective: Objective  # the training objective, for notebooks
     settings: dict[str, Any]  # as resolved, every key
     notes: tuple[str, ...] = ()  # plain lines for whoever starts the run: what was left out, and why
+    asks: tuple[str, ...] = ("x",)  # the columns of the rows that predict and scorer are given
+    scorer: Scorer | None = None  # how strange rows are, for --mode=clean
+    strange: float = 0.0  # the share of validation rows above its threshold

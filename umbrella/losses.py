@@ -137,18 +137,60 @@ def discretized_logistic(location: Array, log_scale: Array, y: Array, *, levels:
     return -_rows(log_p)
 
 
-def gaussian_kl(mean: Array, log_var: Array) -> Array:
-    """KL( N(mean, exp(log_var)) || N(0, 1) ) in nats, summed over the latent axis. f32[B, L] -> f32[B].
+def gaussian(mean: Array, log_sd: Array, y: Array) -> Array:
+    """-log N(y; mean, exp(log_sd)^2) in nats, summed over the trailing axes: of a density, so it may be negative.
+
+    Args:
+      mean, y: f32[B, ..., C], of the same shape.
+      log_sd: f32[C].
+
+    Returns:
+      f32[B].
+
+    Raises (while tracing):
+      ValueError: mean and y differ in shape. Only log_sd is broadcast.
+    """
+    if mean.shape != y.shape:
+        raise ValueError(f"means {mean.shape} for values {y.shape}: the shapes must be equal")
+    log_sd = log_sd.reshape((1,) * (y.ndim - 1) + (-1,))
+    return _rows(0.5 * (jnp.square((y - mean) * jnp.exp(-log_sd)) + LOG_2PI) + log_sd)
+
+
+def gaussian_kl(
+    mean: Array, log_var: Array, prior_mean: Array | None = None, prior_log_var: Array | None = None
+) -> Array:
+    """KL( N(mean, exp(log_var)) || N(prior_mean, exp(prior_log_var)) ) in nats, summed over the latent axis; the prior
+    is N(0, 1) when it is not given. f32[B, L] -> f32[B].
 
     Source: Kingma and Welling 2014, appendix B.
     """
-    return 0.5 * _rows(jnp.square(mean) + jnp.exp(log_var) - 1 - log_var)
+    return _rows(gaussian_kl_of_each(mean, log_var, prior_mean, prior_log_var))
+
+
+def gaussian_kl_of_each(
+    mean: Array, log_var: Array, prior_mean: Array | None = None, prior_log_var: Array | None = None
+) -> Array:
+    """As `gaussian_kl`, of every latent variable by itself. f32[B, L] -> f32[B, L]."""
+    if prior_mean is None or prior_log_var is None:
+        return 0.5 * (jnp.square(mean) + jnp.exp(log_var) - 1 - log_var)
+    ratio = log_var - prior_log_var
+    return 0.5 * (jnp.square(mean - prior_mean) * jnp.exp(-prior_log_var) + jnp.exp(ratio) - 1 - ratio)
+
+
+def kl_of_each(outputs: Mapping[str, Array]) -> Array:
+    """The KL of every latent variable of a VAE's outputs, in nats. -> f32[B, L]."""
+    return gaussian_kl_of_each(
+        outputs["mean"], outputs["log_var"], outputs.get("prior_mean"), outputs.get("prior_log_var")
+    )
 
 
 def reconstruction(outputs: Mapping[str, Array], y: Array) -> Array:
-    """-log p(y | z) of a VAE's outputs: Bernoulli; a discretised logistic when they hold "log_scale". -> f32[B]."""
+    """-log p(y | z) of a VAE's outputs: Bernoulli; a discretised logistic when they hold "log_scale", a Gaussian when
+    they hold "log_sd". -> f32[B]."""
     if "log_scale" in outputs:
         return discretized_logistic(jax.nn.sigmoid(outputs["logits"]), outputs["log_scale"], y)
+    if "log_sd" in outputs:
+        return gaussian(outputs["logits"], outputs["log_sd"], y)
     return bernoulli(outputs["logits"], y)
 
 
@@ -156,7 +198,7 @@ def negative_elbo(outputs: Mapping[str, Array], y: Array, *, beta: float = 1.0) 
     """The negative evidence lower bound in nats per example, by one sample of z and the analytic KL.
 
     Args:
-      outputs: a VAE's: "logits" f32[B, ...], "mean" and "log_var" f32[B, L].
+      outputs: a VAE's: "logits" f32[B, ...], "mean" and "log_var" f32[B, L], the prior's where it is not N(0, 1).
       y: f32[B, ...], the pixels to be explained: in {0, 1} for the Bernoulli.
       beta: weight of the KL term; 1 is the bound, anything else is no bound (Higgins et al. 2017).
 
@@ -165,26 +207,44 @@ def negative_elbo(outputs: Mapping[str, Array], y: Array, *, beta: float = 1.0) 
 
     Source: Kingma and Welling 2014, eq. 10.
     """
-    return reconstruction(outputs, y) + beta * gaussian_kl(outputs["mean"], outputs["log_var"])
+    return reconstruction(outputs, y) + beta * _rows(kl_of_each(outputs))
 
 
-def log_importance_weight(outputs: Mapping[str, Array], y: Array) -> Array:
+def log_importance_weight(outputs: Mapping[str, Array], y: Array, *, path: bool = False) -> Array:
     """log p(y, z) - log q(z | y) at the z that the pass drew, in nats. -> f32[B].
 
     Its expectation is the ELBO; the log of the mean of many exponentiated ones approaches log p(y).
 
     Args:
-      outputs: a VAE's: "z", "noise" and "log_var" f32[B, L] with z = mean + exp(log_var / 2) noise, and what
-        `reconstruction` needs.
+      outputs: a VAE's: "z", "noise" and "log_var" f32[B, L] with z = mean + exp(log_var / 2) noise, the prior's where
+        it is not N(0, 1), and what `reconstruction` needs.
       y: f32[B, ...], the pixels to be explained.
+      path: the same number, whose gradient knows q's parameters by z alone (Roeder et al. 2017).
+
+    Raises (while tracing):
+      ValueError: path=True with a second layer of latent variables.
 
     Source: Burda et al. 2016, eq. 8.
     """
     z, noise, log_var = outputs["z"], outputs["noise"], outputs["log_var"]
-    log_prior = -0.5 * _rows(jnp.square(z) + LOG_2PI)
+    if "prior_mean" in outputs:
+        away = (z - outputs["prior_mean"]) * jnp.exp(-0.5 * outputs["prior_log_var"])
+        log_prior = -0.5 * _rows(jnp.square(away) + outputs["prior_log_var"] + LOG_2PI)
+    else:
+        log_prior = -0.5 * _rows(jnp.square(z) + LOG_2PI)
     # By the noise itself: (z - mean) / exp(log_var / 2) loses its digits when the posterior is narrow, and is 0 / 0 in
     # the end.
-    log_posterior = -0.5 * _rows(jnp.square(noise) + log_var + LOG_2PI)
+    if path:
+        if "prior_mean" in outputs:
+            raise ValueError("log_importance_weight: path=True is of one layer of latent variables")
+        # d/dz of log q is -(z - mean) / var = -noise / sd at the z that was drawn: the same value, this slope alone.
+        noise, log_var = jax.lax.stop_gradient(noise), jax.lax.stop_gradient(log_var)
+        slope = noise * jnp.exp(-0.5 * log_var)
+        log_posterior = -0.5 * _rows(jnp.square(noise) + log_var + LOG_2PI) - _rows(
+            slope * (z - jax.lax.stop_gradient(z))
+        )
+    else:
+        log_posterior = -0.5 * _rows(jnp.square(noise) + log_var + LOG_2PI)
     return log_prior - log_posterior - reconstruction(outputs, y)
 
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from umbrella import artifacts, environment, parallel, pipelines, report
+from umbrella import artifacts, cleaning, environment, parallel, pipelines, report
 from umbrella._report.text import direction
 from umbrella.blame import first_bad_leaf
 from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, restore_params, saved_paths
@@ -530,13 +530,31 @@ class Session:
         parts, size = [], ex.run.eval_batch_size or ex.run.batch_size
         for start in range(0, len(ex.dataset.test), size):
             index = np.arange(start, start + size).clip(max=len(ex.dataset.test) - 1)  # the last batch repeats a row
-            rows = {"x": ex.dataset.test.__getitems__(index)["x"]}
+            found = ex.dataset.test.__getitems__(index)
+            rows = {k: found[k] for k in ex.asks}
             parts.append(jax.device_get(fn(view, rows, jax.random.key(EVAL_KEY))))
         n = len(ex.dataset.test)
         told = {k: np.concatenate([p[k] for p in parts])[:n] for k in parts[0]}
         path = self.workdir / "artifacts" / "predictions.npz"
         artifacts.save_arrays(path, told)
         return path
+
+    def clean(self, ts: TrainState) -> cleaning.Cleaned:
+        """Every row of the set scored by the first seed, and told apart: see `umbrella.cleaning`."""
+        ex = self.experiment
+        if ex.scorer is None:
+            raise SettingsError(
+                f"--mode=clean: the pipeline {ex.settings['pipeline']!r} does not say how strange a row is; "
+                "train configs/vae.py on the set"
+            )
+        score = ex.scorer(ts.eval_view() if self.lanes is None else ts.eval_view().lane(0))
+        size = ex.run.eval_batch_size or ex.run.batch_size
+        folder = self.workdir / "artifacts"
+        made = cleaning.clean(
+            folder / "clean", ex.dataset, score, ex.asks, rate=ex.strange, where=ex.settings["data"], batch_size=size
+        )
+        artifacts.save(folder, "cleaning", made.table)
+        return made
 
     def _finish(
         self,

@@ -310,9 +310,9 @@ def test_F03_a_signal_saves_and_says_so_and_the_run_can_be_resumed(signum: int, 
     assert (work / "report.html").is_file()
     assert "Traceback" not in err
     goal = f"--config.train_for={told['step'] + 10} steps"
-    other = subprocess.run([*args, goal, "--config.beta=2"], cwd=ROOT, env=env, capture_output=True, text=True)
+    other = subprocess.run([*args, goal, "--config.ema=0.5"], cwd=ROOT, env=env, capture_output=True, text=True)
     assert other.returncode == 2  # that decides what is computed
-    assert "beta was 1.0, is 2" in other.stderr
+    assert "ema was " in other.stderr and "is 0.5" in other.stderr
     again = subprocess.run([*args, goal], cwd=ROOT, env=env, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert f"at step {told['step']}" in again.stdout

@@ -1,7 +1,7 @@
 """load: a data set by name or path. Floor 4."""
 
 import pathlib
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
@@ -22,6 +22,7 @@ def load(
     in_memory: bool | None = None,
     cache: bool = True,
     target: str | None = None,
+    labelled: bool = True,
     size: Count | None = None,
     encoding: Text | None = None,
     rows: Count | None = None,
@@ -40,6 +41,7 @@ def load(
         scikit-learn's sets are always in memory, so False is refused.
       cache: keep decoded images on disk (see umbrella.data.cache), so that the next start is instant.
       target: the target column of a .csv file; refused for anything else.
+      labelled: False for a .csv file without a target, all of whose columns are inputs; refused for anything else.
       encoding: of a .tsv file or a folder of texts, utf-8 when None; refused for anything else.
       rows: train on so many of the training rows, every class with its share, chosen by split_seed; on all when there
         are no more. Validation and test are what they are without it.
@@ -58,7 +60,10 @@ def load(
         raise SettingsError(f"size={size}: must be >= 1")
     if rows is not None and per_class is not None:
         raise SettingsError(f"rows={rows} and per_class={per_class}: which of the two?")
-    found = _find(name, path, in_memory=in_memory, cache=cache, target=target, size=size, encoding=encoding)
+    if not labelled and target is not None:
+        raise SettingsError(f"target={target!r} and labelled=False: which of the two?")
+    how: dict[str, Any] = {"in_memory": in_memory, "cache": cache, "target": target, "size": size}
+    found = _find(name, path, **how, labelled=None if labelled else False, encoding=encoding)
     train, held, test = carve(found, validation=validation, split_seed=split_seed)
     if rows is not None and rows < len(train):
         labels = train.column("y") if found.info["classes"] and len(train) < PLAIN else None
@@ -91,14 +96,24 @@ def _find(
     in_memory: bool | None,
     cache: bool,
     target: str | None,
+    labelled: bool | None,
     size: int | None,
     encoding: str | None,
 ) -> Found:
+    of_files = {"target": target, "labelled": labelled, "size": size, "encoding": encoding}
     if name in bundled.NAMES and path is None:
-        _refuse(name, "comes with scikit-learn", target=target, size=size, in_memory=in_memory, encoding=encoding)
+        _refuse(
+            name,
+            "comes with scikit-learn",
+            target=target,
+            labelled=labelled,
+            size=size,
+            in_memory=in_memory,
+            encoding=encoding,
+        )
         return bundled.read(name)
     if name in texts.NAMES and path is None:
-        _refuse(name, "are texts", target=target, size=size, in_memory=in_memory, encoding=encoding)
+        _refuse(name, "are texts", **of_files, in_memory=in_memory)
         return texts.docstrings(cache=cache)
     place = pathlib.Path(path if path is not None else name).expanduser()
     suffix = place.suffix.lower()
@@ -106,25 +121,33 @@ def _find(
         if not place.is_file():
             raise SettingsError(f"{place}: no such file")
         if suffix in texts.TABLES:
-            _refuse(place, "is a table of texts", target=target, size=size, in_memory=in_memory)
+            _refuse(place, "is a table of texts", target=target, labelled=labelled, size=size, in_memory=in_memory)
             return texts.read_table(place, encoding=encoding or "utf-8")
         if suffix == ".csv":
             _refuse(place, "is a table", size=size, in_memory=in_memory, encoding=encoding)
-            return tables.read_csv(place, target=target)
-        _refuse(place, "is an .npz file", target=target, size=size, in_memory=in_memory, encoding=encoding)
+            return tables.read_csv(place, target=target, labelled=labelled is not False)
+        _refuse(
+            place,
+            "is an .npz file",
+            target=target,
+            labelled=labelled,
+            size=size,
+            in_memory=in_memory,
+            encoding=encoding,
+        )
         return tables.read_npz(place)
     if path is not None and not place.is_dir():
         raise SettingsError(f"{place}: no such folder, and neither a .csv, a .npz nor a .tsv file")
     if place.is_dir() and not (path is not None and prepared.is_prepared(name, place)):
         if folders.is_image_folder(place):
-            _refuse(place, "is a folder of images", target=target, encoding=encoding)
+            _refuse(place, "is a folder of images", target=target, labelled=labelled, encoding=encoding)
             return folders.read(place, size=size, in_memory=in_memory, cache=cache)
         if texts.is_text_folder(place):
-            _refuse(place, "is a folder of texts", target=target, size=size, in_memory=in_memory)
+            _refuse(place, "is a folder of texts", target=target, labelled=labelled, size=size, in_memory=in_memory)
             return texts.read_folder(place, encoding=encoding or "utf-8")
         if path is None or name in bundled.NAMES:
             raise SettingsError(f"{place}: a folder without class folders of images or files of texts in it")
-    _refuse(name, "is a prepared set", target=target, encoding=encoding)
+    _refuse(name, "is a prepared set", target=target, labelled=labelled, encoding=encoding)
     if size is not None and not prepared.resizes(name, path):
         _refuse(name, "is a prepared set without images", size=size)
     return prepared.read(name, path, size=size, in_memory=in_memory, cache=cache)
@@ -132,6 +155,7 @@ def _find(
 
 _WORDS = {
     "target": "that names the target column of a .csv file",
+    "labelled": "that says of a .csv file whether it has a target",
     "size": "that resizes the images of a folder or of a prepared set",
     "in_memory": "it is always in memory",
     "encoding": "that is of a .tsv file or a folder of texts",

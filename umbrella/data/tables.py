@@ -18,7 +18,7 @@ MOST_CLASSES = 100
 Place = tuple[int, str]  # row of the file, column
 
 
-def read_csv(path: pathlib.Path, *, target: str | None) -> Found:
+def read_csv(path: pathlib.Path, *, target: str | None, labelled: bool = True) -> Found:
     """A file with a header, comma separated, all numbers except perhaps the target.
 
     A target that is text, or whole numbers with at most 100 distinct values that each occur twice on average, is a
@@ -27,6 +27,7 @@ def read_csv(path: pathlib.Path, *, target: str | None) -> Found:
 
     Args:
       target: the name of the target column; None takes the one named target, label or y.
+      labelled: False for a table without a target: every column is an input, and there is no y.
 
     Raises:
       SettingsError: names file, row (the header is row 1, as in a spreadsheet) and column.
@@ -38,21 +39,24 @@ def read_csv(path: pathlib.Path, *, target: str | None) -> Found:
     for i, name in enumerate(header):
         if not name or name in header[:i]:
             raise SettingsError(f"{path}: row 1, column {i + 1}: {'no name' if not name else f'{name!r} again'}")
-    aim = header.index(_target(path, header, target))
+    aim = header.index(_target(path, header, target)) if labelled else -1
     inputs, targets, lines = [], [], []
     for line, fields in rows:
         if len(fields) != len(header):
             raise SettingsError(f"{path}: row {line}: {len(fields)} fields, but the header has {len(header)}")
         inputs.append([_number(v, path, (line, header[i])) for i, v in enumerate(fields) if i != aim])
-        targets.append(fields[aim].strip())
+        targets.append(fields[aim].strip() if labelled else "")
         lines.append(line)
     if not inputs:
         raise SettingsError(f"{path}: a header and no rows")
     features = tuple(name for i, name in enumerate(header) if i != aim)
     if not features:
         raise SettingsError(f"{path}: only the target {header[aim]!r}; wanted at least one more column")
-    y, names = _classes(targets, [(line, header[aim]) for line in lines], path)
     x = np.array(inputs, np.float32)
+    if not labelled:
+        about = info("tabular", x.shape[1:], features=features)
+        return Found(f"table {path}", fingerprint(path.parent, [path]), {"train": Arrays({"x": x})}, about)
+    y, names = _classes(targets, [(line, header[aim]) for line in lines], path)
     about = info("tabular", x.shape[1:], classes=names and len(names), class_names=names, features=features)
     return Found(f"table {path}", fingerprint(path.parent, [path]), {"train": Arrays({"x": x, "y": y})}, about)
 
@@ -102,6 +106,16 @@ def read_npz(path: pathlib.Path) -> Found:
 
 
 # ------------------------------------------------------------------------------------------------------------------ csv
+def lines(path: pathlib.Path) -> list[int]:
+    """The row number (the header is row 1) of every example of a .csv file."""
+    return [number for number, _ in _rows(path)][1:]
+
+
+def fields(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
+    """(row number, fields) of the header and of every example."""
+    return _rows(path)
+
+
 def _rows(path: pathlib.Path) -> Iterator[tuple[int, list[str]]]:
     """(row number, fields) of every row that is not blank."""
     number = 1

@@ -11,7 +11,7 @@ from umbrella.models.layers import Flatten, Sequential
 from umbrella.models.mlp import MLP
 from umbrella.models.resnet import ResNet
 from umbrella.models.text import Bag, TextCNN
-from umbrella.models.vae import VAE
+from umbrella.models.vae import VAE, Likelihood
 
 __all__ = [
     "CNN",
@@ -23,6 +23,7 @@ __all__ = [
     "Filter",
     "Flatten",
     "LeNet",
+    "Likelihood",
     "ResNet",
     "Sequential",
     "TextCNN",

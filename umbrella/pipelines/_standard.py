@@ -10,7 +10,7 @@ import numpy as np
 
 from umbrella import data, optim, parallel, settings, transforms
 from umbrella.bounds import UnknownOperation
-from umbrella.experiment import Durations, Evaluation, Experiment, Review, RunSettings
+from umbrella.experiment import Durations, Evaluation, Experiment, Review, RunSettings, Scorer
 from umbrella.gradients import grad_of, microbatch
 from umbrella.objective import Array, Batch, Ctx, Objective, Params, State, Transform, View, chain, map_params
 from umbrella.pipelines import _scopes
@@ -51,6 +51,9 @@ class Problem(NamedTuple):
     notes: tuple[str, ...] = ()  # said at the start
     on_test: tuple[str, ...] = ()  # settings, given, that look at the test split
     fitting: tuple[str, ...] = ()  # the techniques that make sense of its inputs; all when empty
+    asks: tuple[str, ...] = ("x",)  # the columns that predict and scorer are given
+    scorer: Callable[[Resolve], Scorer] | None = None
+    strange: float = 0.0  # the share of validation rows that --mode=clean may take for strange
 
 
 RESERVED = ("train_eval", "validation", "ensemble")
@@ -146,6 +149,9 @@ def assemble(
         evals=evaluations(dataset, p.columns, run, on_test, evaluated((), "techniques"), hidden),
         review=p.review(train.resolve) if common.evals else lambda views, key: Review({}, ()),  # test stays unseen
         predict=p.predict(train.resolve),
+        asks=p.asks,
+        scorer=None if p.scorer is None else p.scorer(train.resolve),
+        strange=p.strange,
         baselines=dict if "test" in hidden else p.baselines,
         better=p.better,
         rolls_back=common.on_nonfinite == "rollback",

@@ -1,20 +1,20 @@
-"""Models of images with latent variables. Floor 5."""
+"""Models with latent variables, of images or of tables. Floor 5."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from umbrella import baselines, losses, models
-from umbrella.artifacts import Images, Scatter
-from umbrella.data import Dataset
-from umbrella.experiment import Experiment, Review
+from umbrella import baselines, losses, models, settings
+from umbrella.data import Dataset, scaling
+from umbrella.experiment import Experiment
 from umbrella.metrics import Mean, mask_of
-from umbrella.objective import Array, Batch, View, chain, measure, supervised
-from umbrella.pipelines._standard import Problem, Resolve, assemble, of_first_seed, scale_of
-from umbrella.settings import NonNegative, SettingsError
+from umbrella.objective import Array, Batch, Transform, View, chain, map_batch, measure, supervised
+from umbrella.pipelines import _latent
+from umbrella.pipelines._standard import Problem, Resolve, assemble, scale_of
+from umbrella.settings import SettingsError
 from umbrella.transforms import binarise, pixels, reconstruct
 
 
@@ -25,11 +25,18 @@ def build(config: Mapping[str, Any]) -> Experiment:
       SettingsError: whatever in the config does not fit.
     """
     made = assemble(config, problem)
-    beta, kinds = made.settings["beta"], {n: made.settings[n].get("technique", n) for n in made.settings["techniques"]}
-    if beta != 1 and "importance_weighted" in kinds.values():  # in evals it is a measure, whatever was trained on
+    kinds = {n: made.settings[n].get("technique", n) for n in made.settings["techniques"]}
+    by_kind = {kind: name for name, kind in kinds.items()}
+    if {"kl", "importance_weighted"} <= set(by_kind):  # in evals it is a measure, whatever was trained on
         raise SettingsError(
-            f"config.beta: importance_weighted has no KL term that {beta:g} could weigh; leave beta at 1"
+            f"config.techniques: {by_kind['importance_weighted']!r} has no KL term that {by_kind['kl']!r} could weigh; "
+            "leave one of them out"
         )
+    for name in {*kinds, *(n for names in made.settings["evals"].values() for n in names)}:
+        if made.settings[name].get("gradient") == "dreg" and made.settings["model"]["above"]:
+            raise SettingsError(
+                f"config.{name}.gradient: 'dreg' is for one layer of latent variables; set model.above to 0"
+            )
     return made
 
 
@@ -38,47 +45,126 @@ def problem(
     log: dict[str, Any],
     *,
     model: dict,
-    likelihood: Literal["bernoulli", "logistic"] = "bernoulli",
-    beta: NonNegative = 1.0,
+    likelihood: models.Likelihood = "bernoulli",
+    conditional: bool = False,
+    clean: dict | None = None,
 ) -> Problem:
-    """The negative ELBO in nats per image.
+    """The negative ELBO in nats per row.
 
-    bernoulli: pixels are drawn anew from their grey values at every step (dynamic binarisation); logistic: the 256 grey
-    values themselves, under a discretised logistic, which also gives bits per dimension.
+    Args:
+      likelihood: "bernoulli": pixels are drawn anew from their grey values at every step (dynamic binarisation);
+        "logistic": the 256 grey values themselves, under a discretised logistic, which also gives bits per dimension;
+        "gaussian": a density of a table's features on the scale of train (mean 0, deviation 1), or of pixels in [0, 1],
+        whose levels are discrete: there a density has no rival, and "mse" is what compares.
+      conditional: whether encoder and decoder are told the label.
+      clean: how rows are told that are strange, see `umbrella.pipelines._latent.plan`.
     """
-    if dataset.info["kind"] != "image":
-        raise SettingsError(f"config.data.name: {dataset.name!r} holds no images, which this pipeline needs")
-    shape, scale = tuple(dataset.info["shape"]), scale_of(dataset)
-    binary = likelihood == "bernoulli"
-    if not binary and scale != 255:
-        raise SettingsError(
-            f"config.likelihood: 'logistic' needs images of 256 levels, {dataset.name!r} has {scale + 1:g}"
-        )
-    net = models.build(model, only=("vae",), log=log, shape=shape, scale=not binary)
-    base = supervised(net, lambda out, y: losses.negative_elbo(out, y, beta=beta))
-    base = measure(**_measures(int(np.prod(shape)), binary))(base)
-    outer = chain(pixels(scale), binarise() if binary else reconstruct())
+    asked = settings.call(_latent.plan, clean or {}, "clean.")
+    kind, classes = dataset.info["kind"], dataset.info["classes"] or 0
+    if kind not in ("image", "tabular"):
+        raise SettingsError(f"config.data.name: {dataset.name!r} holds neither images nor a table of numbers")
+    if kind == "tabular" and likelihood != "gaussian":
+        raise SettingsError(f"config.likelihood: {likelihood!r} is of pixels; for a table set it to 'gaussian'")
+    if conditional and (not classes or dataset.info["hidden"]):
+        raise SettingsError(f"config.conditional: the rows of {dataset.name!r} have no labels to be told")
+    prepare, read, shown = _inputs(dataset, likelihood)
+    given = {"classes": classes} if conditional else {}
+    if not conditional and "classes" in model:
+        raise SettingsError("config.model.classes: the data decides this; set conditional=True")
+    net = models.build(
+        model, only=("vae",), log=log, shape=tuple(dataset.info["shape"]), likelihood=likelihood, **given
+    )
+    base = measure(**_measures(int(np.prod(net.shape)), likelihood))(supervised(net, losses.negative_elbo))
+    outer = chain(_keep_label, prepare, _tell_label) if conditional else prepare
+    names = tuple(dataset.info["class_names"] or (str(i) for i in range(classes)))
+
+    def seen(resolve: Resolve) -> _latent.Model:
+        return _latent.Model(net, resolve, outer, base, read, shown, conditional)
+
+    def predict(resolve: Resolve) -> Callable[[View, Batch, Array], dict[str, Array]]:
+        m = seen(resolve)
+
+        def run(view: View, batch: Batch, key: Array) -> dict[str, Array]:
+            mean, log_var = m.encode(view, batch)
+            label = batch["y"] if conditional else None
+            return {"mean": mean, "log_var": log_var, "reconstruction": m.decode(view, mean, label)}
+
+        return run
+
+    def rivals(train: dict[str, np.ndarray], test: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+        if likelihood == "logistic":
+            return baselines.byte_images(train["x"], test["x"])
+        x, x_test = (np.asarray(read(part["x"])) for part in (train, test))
+        if likelihood == "bernoulli":
+            return baselines.binary_images(x, x_test)
+        return baselines.gaussians(x, x_test) if kind == "tabular" else {}
+
+    def all_rivals() -> dict[str, dict[str, float]]:
+        told = baselines.on_parts(rivals, dataset.train, dataset.test)
+        rows = baselines.part(dataset.test)["x"][: _latent.ROWS]
+        m = seen(lambda params, state: params)
+        components = _latent.of_components(m, dataset, rows, m.size)
+        return {**told, **{f"{name}, {size} components": {"mse": error} for name, size, error in components}}
 
     return Problem(
-        columns=("x",),
+        columns=("x", "y") if conditional else ("x",),
         outer=outer,
         base=base,
-        context={"log_weight": losses.log_importance_weight, "bounds": (0.0, 1.0), "on": "x", "where": None},
-        review=lambda resolve: _review(net, resolve, dataset, scale, binary),
-        predict=lambda resolve: _predict(net, resolve, scale),
-        baselines=lambda: baselines.on_parts(
-            lambda train, test: (
-                baselines.binary_images(train["x"] / scale, test["x"] / scale)
-                if binary
-                else baselines.byte_images(train["x"], test["x"])
-            ),
-            dataset.train,
-            dataset.test,
-        ),
+        context={
+            "log_weight": losses.log_importance_weight,
+            "posterior": net.POSTERIOR,
+            "kl_of_each": losses.kl_of_each,
+            "bounds": (0.0, 1.0) if kind == "image" else None,
+            "on": "x/image" if conditional else "x",
+            "where": None,
+        },
+        review=lambda resolve: _latent.review(seen(resolve), dataset, names, asked),
+        predict=predict,
+        baselines=all_rivals,
+        scorer=lambda resolve: _latent.scorer(seen(resolve), dataset.train, asked),
+        strange=asked.rate,
+        asks=("x", "y") if conditional else ("x",),
     )
 
 
-def _measures(pixels_per_image: int, binary: bool) -> dict[str, Any]:
+def _keep_label(o: Any) -> Any:
+    return map_batch(lambda b, key: {**b, "label": b["y"]}, name="keep_label", eval=True)(o)
+
+
+def _tell_label(o: Any) -> Any:
+    def tell(batch: Batch, key: Array) -> Batch:
+        rest = {k: v for k, v in batch.items() if k != "label"}
+        return {**rest, "x": {"image": batch["x"], "label": batch["label"]}}
+
+    return map_batch(tell, name="tell_label", eval=True)(o)
+
+
+def _inputs(
+    dataset: Dataset, likelihood: models.Likelihood
+) -> tuple[Transform, Callable[[Any], Array], Callable[[Array], Array]]:
+    """(the task of a batch, x as in the set -> as the model sees it without noise, decoded -> on that scale)."""
+    if dataset.info["kind"] == "image":
+        scale = scale_of(dataset)
+        if likelihood == "logistic" and scale != 255:
+            raise SettingsError(
+                f"config.likelihood: 'logistic' needs images of 256 levels, {dataset.name!r} has {scale + 1:g}"
+            )
+        task = chain(pixels(scale), binarise() if likelihood == "bernoulli" else reconstruct())
+
+        def grey(x: Any) -> Array:
+            return jnp.asarray(x).astype(jnp.float32) * (1 / scale)
+
+        return task, grey, (lambda out: out) if likelihood == "gaussian" else jax.nn.sigmoid
+    shift, spread = scaling.fit("zscore", dataset.train)
+
+    def scaled(x: Any) -> Array:
+        return (jnp.asarray(x) - shift[None]) / spread[None]
+
+    on_scale = map_batch(lambda b, key: {**b, "x": scaled(b["x"])}, name="on_scale", eval=True)
+    return chain(on_scale, reconstruct()), scaled, lambda out: out
+
+
+def _measures(numbers: int, likelihood: models.Likelihood) -> dict[str, Any]:
     def mean(values: Any) -> Any:
         def fn(out: Any, batch: Batch) -> Mean:
             v = values(out, batch)
@@ -89,82 +175,9 @@ def _measures(pixels_per_image: int, binary: bool) -> dict[str, Any]:
     told = {
         "negative_elbo": mean(lambda out, b: losses.negative_elbo(out, b["y"])),
         "reconstruction": mean(lambda out, b: losses.reconstruction(out, b["y"])),
-        "kl": mean(lambda out, b: losses.gaussian_kl(out["mean"], out["log_var"])),
+        "kl": mean(lambda out, b: losses.kl_of_each(out).sum(-1)),
     }
-    if not binary:
-        per_dim = 1 / (pixels_per_image * np.log(2.0))
+    if likelihood == "logistic":
+        per_dim = 1 / (numbers * np.log(2.0))
         told["bits_per_dim"] = mean(lambda out, b: losses.negative_elbo(out, b["y"]) * np.float32(per_dim))
     return told
-
-
-def _predict(net: Any, resolve: Resolve, scale: float) -> Any:
-    def run(view: View, batch: Batch, key: Array) -> dict[str, Array]:
-        variables = {"params": resolve(view.params, view.state)["model"]}
-        x = batch["x"].astype(jnp.float32) * (1 / scale)
-        mean, log_var = net.apply(variables, x, method="encode")
-        return {
-            "mean": mean,
-            "log_var": log_var,
-            "reconstruction": jax.nn.sigmoid(net.apply(variables, mean, method="decode")),
-        }
-
-    return run
-
-
-def _review(
-    net: Any, resolve: Resolve, dataset: Dataset, scale: float, binary: bool
-) -> Callable[[View, Array], Review]:
-    encode = jax.jit(_predict(net, resolve, scale))
-
-    @jax.jit
-    def decode(view: View, z: Array) -> Array:
-        params = resolve(view.params, view.state)["model"]
-        return jax.nn.sigmoid(net.apply({"params": params}, z, method="decode"))
-
-    def some(n: int) -> dict[str, np.ndarray]:
-        return dataset.test.__getitems__(np.arange(min(n, len(dataset.test))))
-
-    def reconstructions(view: View, key: Array) -> Images:
-        x = some(20)["x"]
-        out = np.asarray(encode(view, {"x": x}, key)["reconstruction"])
-        both = np.concatenate([x[:10] / scale, out[:10], x[10:] / scale, out[10:]])
-        return Images(both, min(10, len(x)), "Test images (odd rows) and what the model makes of them (even rows).")
-
-    def samples(view: View, key: Array) -> Images:
-        z = jax.random.normal(key, (100, net.latent))
-        what = "the probability of ink" if binary else "the mean"
-        return Images(np.asarray(decode(view, z)), 10, f"Images drawn from the prior; shown is {what} of each pixel.")
-
-    def traversal(view: View, key: Array) -> Images:
-        told = encode(view, {"x": some(500)["x"]}, key)
-        mean, log_var = np.asarray(told["mean"]), np.asarray(told["log_var"])
-        kl = 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).mean(0)
-        used = np.argsort(-kl)[: min(8, net.latent)]
-        z = np.repeat(mean[:1], len(used) * 11, 0).reshape(len(used), 11, -1)
-        for row, i in enumerate(used):
-            z[row, :, i] = np.linspace(-2.5, 2.5, 11)
-        caption = (
-            "One test image, one latent variable at a time moved from -2.5 to 2.5; "
-            "the variables that say most (largest KL, in nats) from the top: "
-            + ", ".join(f"z{i} {kl[i]:.2f}" for i in used)
-            + f". In use (KL > 0.01): {(kl > 0.01).sum()} of {net.latent}."
-        )
-        images = np.asarray(decode(view, z.reshape(len(used) * 11, -1)))
-        return Images(images, 11, caption, tuple(f"z{i}" for i in used))
-
-    def latent_map(view: View, key: Array) -> Scatter:
-        rows = some(2000)
-        mean = np.asarray(encode(view, {"x": rows["x"]}, key)["mean"], np.float64)
-        flat, how = mean, "The two latent variables"
-        if mean.shape[1] > 2:
-            centred = mean - mean.mean(0)
-            flat = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
-            how = "The first two principal components of the latent means"
-        told = "y" in rows and "test" not in dataset.info["hidden"]
-        labels = rows["y"] if told else np.zeros(len(flat), np.int32)
-        names = tuple(dataset.info["class_names"] or ()) if told else ()
-        coloured = ", coloured by class; no label was trained on" if told else ""
-        return Scatter(flat, labels, f"{how} of {len(flat)} test images{coloured}.", names)
-
-    drawn = {"samples": samples, "reconstructions": reconstructions, "traversal": traversal, "latent_map": latent_map}
-    return of_first_seed(drawn)

@@ -26,7 +26,7 @@ from umbrella.transforms.augment import (
     flip,
 )
 from umbrella.transforms.batch import at_embedding, binarise, cutmix, label_smoothing, mixup, pixels, reconstruct
-from umbrella.transforms.bound import importance_weighted
+from umbrella.transforms.bound import importance_weighted, kl
 from umbrella.transforms.certified import certified, certified_of
 from umbrella.transforms.corrupt import corruption
 from umbrella.transforms.penalty import l1, l2
@@ -56,6 +56,7 @@ __all__ = [
     "fgsm",
     "flip",
     "importance_weighted",
+    "kl",
     "l1",
     "l2",
     "label_smoothing",
@@ -88,6 +89,7 @@ TABLE: dict[str, Callable[..., Transform]] = {
     "fgsm": fgsm_adversarial,
     "flip": flip,
     "importance_weighted": importance_weighted,
+    "kl": kl,
     "l1": l1,
     "l2": l2,
     "label_smoothing": label_smoothing,
@@ -115,6 +117,7 @@ DRAWING = (
 TRAINING_ONLY = (
     *DRAWING,
     "awp",
+    "kl",
     "l1",
     "l2",
     "label_smoothing",

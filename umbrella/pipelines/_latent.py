@@ -1,0 +1,381 @@
+"""What is told of a VAE beside its bound: what it draws, what its code is worth, what it finds strange. Floor 5."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from umbrella import losses, scores
+from umbrella.artifacts import Curves, Images, Scatter, Table
+from umbrella.data import Dataset, sample
+from umbrella.experiment import Review
+from umbrella.objective import Array, Batch, Ctx, Objective, Transform, View, chain, map_params
+from umbrella.pipelines._standard import Resolve
+from umbrella.settings import Count, Fraction
+from umbrella.transforms import importance_weighted
+
+IN_USE = 0.01  # variance of a latent's posterior mean over the data, above which it counts (Burda et al. 2016, eq. 10)
+ROWS = 2000  # of test at most, where a figure asks the model again and again
+FIT = 20_000  # rows of train at most that a rival's components and a covariance are fitted to
+Score = Literal["elbo", "nll", "mahalanobis"]
+SCORES: dict[Score, str] = {
+    "elbo": "-ELBO, one draw",
+    "nll": "-log p by importance weights",
+    "mahalanobis": "Mahalanobis distance of the code",
+}
+
+
+class Model(NamedTuple):
+    """A VAE and how its rows are read."""
+
+    net: Any
+    resolve: Resolve
+    outer: Transform  # makes the task of rows as they are in the set
+    base: Objective  # the negative ELBO
+    read: Callable[[Any], Array]  # x as in the set -> as the model sees it, without noise
+    shown: Callable[[Array], Array]  # decoded -> on the scale of `read`: probabilities of ink, means
+    labelled: bool  # whether rows have a label, too, that the model is told
+
+    def encode(self, view: View, batch: Batch) -> tuple[Array, Array]:
+        """(mean, log_var) f32[B, L] of rows x and, where labelled, y."""
+        return self._run(view, self.read(batch["x"]), self._label(batch), method="encode")
+
+    def decode(self, view: View, z: Array, label: Array | None = None) -> Array:
+        """f32[B, L] -> what the model means, f32[B, ...]."""
+        return self.shown(self.outputs(view, z, label))
+
+    def outputs(self, view: View, z: Array, label: Array | None = None) -> Array:
+        return self._run(view, z, label, method="decode")
+
+    def draw(self, view: View, noise: Array) -> Array:
+        """Of the prior."""
+        params = self.resolve(view.params, view.state)["model"]
+        return self.net.apply({"params": params}, noise, method="draw")
+
+    def _run(self, view: View, x: Array, label: Array | None, method: str) -> Any:
+        params = self.resolve(view.params, view.state)["model"]
+        return self.net.apply({"params": params}, x, *(() if label is None else (label,)), method=method)
+
+    def _label(self, batch: Batch) -> Array | None:
+        return batch["y"] if self.labelled else None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("x", "y") if self.labelled else ("x",)
+
+    @property
+    def size(self) -> int:
+        return int(self.net.latent + self.net.above)
+
+
+class Strange(NamedTuple):
+    """How strange rows are told: see `plan`."""
+
+    score: Score
+    samples: int
+    rate: float
+
+
+def plan(*, score: Score = "nll", samples: Count = 50, rate: Fraction = 0.01) -> Strange:
+    """A section of a config: clean = dict(score="elbo").
+
+    Args:
+      score: "elbo", the negative bound by one draw; "nll", -log p(x) by importance weights; "mahalanobis", the distance
+        of the code (posterior means) from those of train by their covariance.
+      samples: importance weights of a row.
+      rate: the share of validation rows above the threshold of --mode=clean.
+    """
+    return Strange(score, samples, rate)
+
+
+def scorer(model: Model, train: Any, asked: Strange) -> Callable[[View], Callable[[Mapping[str, Any]], np.ndarray]]:
+    """view -> (rows -> f64[N]): the higher, the stranger."""
+    of_row = _of_rows(model, asked.samples)
+
+    def ready(view: View) -> Callable[[Mapping[str, Any]], np.ndarray]:
+        how = _distance(model, view, train) if asked.score == "mahalanobis" else None
+
+        def score(rows: Mapping[str, Any]) -> np.ndarray:
+            given = {k: rows[k] for k in model.columns}
+            told = how(given) if how else of_row(view, given)[asked.score]
+            return np.asarray(told, np.float64)
+
+        return score
+
+    return ready
+
+
+def _of_rows(model: Model, samples: int) -> Callable[[View, Batch], dict[str, Array]]:
+    """ "elbo" and "nll" f32[B] of rows, the same noise every time."""
+    seen = map_params(model.resolve, name="resolve")
+    tight = importance_weighted(losses.log_importance_weight, samples=samples)
+    asked = {"elbo": chain(seen, model.outer)(model.base), "nll": chain(seen, model.outer, tight)(model.base)}
+
+    @jax.jit
+    def run(view: View, batch: Batch) -> dict[str, Array]:
+        ctx = Ctx(jax.random.key(0), jnp.int32(0), train=False)
+        return {k: o.apply(view.params, view.state, batch, ctx)[1].per_example for k, o in asked.items()}
+
+    return run
+
+
+def _distance(model: Model, view: View, train: Any) -> Callable[[Mapping[str, Any]], np.ndarray]:
+    """Mahalanobis 1936: sqrt((c - m)' S^-1 (c - m)), with mean and covariance of the codes of train."""
+    encode = jax.jit(model.encode)
+    part = train.__getitems__(sample(len(train), FIT))
+    codes = _by_parts(lambda rows: encode(view, rows)[0], {k: part[k] for k in model.columns})
+    centre = codes.mean(0)
+    inverse = np.linalg.pinv(np.atleast_2d(np.cov(codes, rowvar=False)), hermitian=True)
+
+    def distance(rows: Mapping[str, Any]) -> np.ndarray:
+        away = np.asarray(encode(view, rows)[0], np.float64) - centre
+        return np.sqrt(np.maximum(np.einsum("ni,ij,nj->n", away, inverse, away), 0))
+
+    return distance
+
+
+def _by_parts(fn: Callable[[Mapping[str, Any]], Any], rows: Mapping[str, np.ndarray], size: int = 500) -> np.ndarray:
+    """fn over slices of equal size, put together: f64[N, ...]."""
+    n = len(rows["x"])
+    out = []
+    for start in range(0, n, size):
+        index = np.arange(start, start + size).clip(max=n - 1)
+        out.append(np.asarray(fn({k: v[index] for k, v in rows.items()}), np.float64)[: n - start])
+    return np.concatenate(out)
+
+
+def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strange) -> Callable[[View, Array], Review]:
+    """Numbers of every seed and figures of the first."""
+    encode = jax.jit(model.encode)
+    decode = jax.jit(model.decode)
+    draw = jax.jit(lambda view, noise, label: model.decode(view, model.draw(view, noise), label))
+    of_row = _of_rows(model, asked.samples)
+    pictures = dataset.info["kind"] == "image"
+
+    def some(n: int) -> dict[str, np.ndarray]:
+        return dataset.test.__getitems__(sample(len(dataset.test), n))
+
+    def label_of(rows: Mapping[str, Any]) -> Any:
+        return rows["y"] if model.labelled else None
+
+    def made(view: View, rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(mean, log_var, decoded mean) of rows."""
+
+        def both(part: Mapping[str, Any]) -> np.ndarray:
+            mean, log_var = encode(view, part)
+            back = decode(view, mean, label_of(part))
+            return np.concatenate([mean, log_var, np.asarray(back).reshape(len(mean), -1)], -1)
+
+        out = _by_parts(both, {k: rows[k] for k in model.columns})
+        return out[:, : model.size], out[:, model.size : 2 * model.size], out[:, 2 * model.size :]
+
+    def numbers(view: View, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
+        mean, _, back = made(view, rows)
+        flat = _seen(model, rows["x"])
+        return {"mse": float(np.mean((back - flat) ** 2)), "active_units": float((mean.var(0) > IN_USE).sum())}
+
+    def reconstructions(view: View, key: Array) -> Images:
+        rows = some(20)
+        x = np.asarray(model.read(rows["x"]))
+        out = made(view, rows)[2].reshape(x.shape)
+        both = np.concatenate([x[:10], out[:10], x[10:], out[10:]])
+        return Images(both, min(10, len(x)), "Test images (odd rows) and what the model makes of them (even rows).")
+
+    def samples(view: View, key: Array) -> Images:
+        noise = jax.random.normal(key, (100, model.size))
+        label = np.arange(100, dtype=np.int32) // 10 % len(names) if model.labelled else None
+        what = "the probability of ink" if model.net.likelihood == "bernoulli" else "the mean"
+        caption = f"Images drawn from the prior; shown is {what} of each pixel."
+        if label is None:
+            return Images(np.asarray(draw(view, noise, label)), 10, caption)
+        which = tuple(names[i] for i in label[::10])
+        return Images(np.asarray(draw(view, noise, label)), 10, caption + " A label each row.", which)
+
+    def traversal(view: View, key: Array) -> Images:
+        rows = some(500)
+        mean, log_var, _ = made(view, rows)
+        kl = 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).mean(0)[: model.net.latent]
+        used = np.argsort(-kl)[: min(8, len(kl))]
+        z = np.repeat(mean[:1], len(used) * 11, 0).reshape(len(used), 11, -1).astype(np.float32)
+        for row, i in enumerate(used):
+            z[row, :, i] = np.linspace(-2.5, 2.5, 11)
+        caption = (
+            "One test image, one latent variable at a time moved from -2.5 to 2.5; "
+            "the variables that say most (largest KL, in nats) from the top: "
+            + ", ".join(f"z{i} {kl[i]:.2f}" for i in used)
+            + "."
+        )
+        label = np.repeat(rows["y"][:1], len(used) * 11) if model.labelled else None
+        images = np.asarray(decode(view, z.reshape(len(used) * 11, -1), label))
+        return Images(images, 11, caption, tuple(f"z{i}" for i in used))
+
+    def latent_map(view: View, key: Array) -> Scatter:
+        rows = some(2000)
+        mean = made(view, rows)[0]
+        flat, how = mean, "The two latent variables"
+        if mean.shape[1] == 1:
+            flat, how = np.concatenate([mean, np.zeros_like(mean)], 1), "The latent variable"
+        elif mean.shape[1] > 2:
+            centred = mean - mean.mean(0)
+            flat = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+            how = "The first two principal components of the latent means"
+        told = bool(names) and "y" in rows and "test" not in dataset.info["hidden"]
+        labels = rows["y"] if told else np.zeros(len(flat), np.int32)
+        learnt = "the model was told it" if model.labelled else "no label was trained on"
+        coloured = f", coloured by class; {learnt}" if told else ""
+        what = "images" if pictures else "rows"
+        return Scatter(flat, labels, f"{how} of {len(flat)} test {what}{coloured}.", names if told else ())
+
+    def compression(view: View, key: Array) -> Table:
+        rows = some(ROWS)
+        x = _seen(model, rows["x"])
+        mean, _, back = made(view, rows)
+        per = x.shape[1]
+        unit = "pixel" if pictures else "feature"
+        told = [("this model's means", mean.shape[1], float(np.mean((back - x) ** 2)))]
+        told += [(name, size, error) for name, size, error in of_components(model, dataset, rows["x"], model.size)]
+        table = tuple(
+            (name, size, f"{per / size:.1f}", f"{error:.5f}", f"{1 - error / x.var(0).mean():.4f}")
+            for name, size, error in told
+        )
+        caption = (
+            f"Rows of {per} numbers as a code, and back: squared error of a {unit} on {len(x)} test rows, on the scale "
+            "of the model's input. --mode=predict writes the codes of all test rows."
+        )
+        columns = ("code", "numbers", "times smaller", f"error per {unit}", "variance explained")
+        return Table(columns, table, caption)
+
+    def rate_distortion(view: View, key: Array) -> Curves:
+        rows = some(ROWS)
+        mean, log_var, _ = made(view, rows)
+        kl = 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).mean(0)
+        order = np.argsort(-kl)
+        kept = sorted({*np.unique(np.geomspace(1, len(kl), 12).astype(int)), 0, len(kl)})
+        noise = np.asarray(jax.random.normal(key, mean.shape))
+        z = mean + np.exp(0.5 * log_var) * noise
+        rate, distortion = [], []
+        for n in kept:
+            some_z = np.zeros_like(z)
+            some_z[:, order[:n]] = z[:, order[:n]]
+            parts = {"x": rows["x"], "z": some_z.astype(np.float32), **({"y": rows["y"]} if model.labelled else {})}
+            distortion.append(_by_parts(lambda p: _nats(model, view, p), parts).mean())
+            rate.append(float(kl[order[:n]].sum()))
+        series = {"the largest n latent variables": (np.asarray(rate), np.asarray(distortion))}
+        total = rate[-1] + distortion[-1]
+        line = np.linspace(0, rate[-1], 2)
+        series[f"rate + distortion = {total:.4g}, the bound"] = (line, total - line)
+        caption = (
+            f"Rate (KL) against distortion (-log p(x|z)), in nats a row, of {len(mean)} test rows, when the n latent "
+            f"variables of the largest KL are told and the others are 0: n = {', '.join(map(str, kept))}. Below the "
+            "dashed line a shorter code would be a better bound."
+        )
+        return Curves(series, "rate", "distortion", caption, dashed=(tuple(series)[1],))
+
+    def strange(view: View, key: Array) -> Table:
+        rows = {k: v for k, v in some(ROWS).items() if k in model.columns}
+        other = {**rows, "x": chimeras(rows["x"])}
+        away = _distance(model, view, dataset.train)
+        found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        asked_of: tuple[Score, ...] = ("elbo", "nll")
+        size = min(500, len(rows["x"]))
+        for kind in asked_of:
+
+            def told(part: Mapping[str, Any], kind: Score = kind) -> Array:
+                return of_row(view, part)[kind]
+
+            found[SCORES[kind]] = _by_parts(told, rows, size), _by_parts(told, other, size)
+        found[SCORES["mahalanobis"]] = _by_parts(away, rows), _by_parts(away, other)
+        found |= of_components_scores(model, dataset, rows["x"], other["x"])
+        y = np.repeat([0, 1], len(rows["x"]))
+        table = []
+        for name, (own, planted) in found.items():
+            curve = scores.roc(np.concatenate([own, planted]), y)
+            at = np.asarray(curve.y)[np.searchsorted(np.asarray(curve.x), 0.05, side="right") - 1]
+            table.append((name, f"{scores.auc(curve):.4f}", f"{at:.4f}"))
+        half = "the lower half of the pixels" if pictures else "every other feature"
+        caption = (
+            f"Anomalies that were planted: {len(rows['x'])} test rows beside as many of which {half} is another "
+            "row's. How well a score tells them apart; no score was fitted to them, and no label was used."
+        )
+        return Table(("score", "area under ROC", "found at 5 % false alarms"), tuple(table), caption)
+
+    def strangest(view: View, key: Array) -> Images:
+        rows = some(ROWS)
+        given = {k: rows[k] for k in model.columns}
+        nll = _by_parts(lambda p: of_row(view, p)["nll"], given, min(500, len(rows["x"])))
+        worst = np.argsort(-nll)[:20]
+        caption = f"The 20 of {len(nll)} test images that the model finds least probable, the strangest first."
+        return Images(np.asarray(model.read(rows["x"][worst])), 10, caption)
+
+    def run(views: View, key: Array) -> Review:
+        lanes = len(jax.tree.leaves(views.params)[0])
+        rows = some(ROWS)
+        each = [numbers(views.lane(k), rows) for k in range(lanes)]
+        told = {name: np.asarray([e[name] for e in each]) for name in each[0]}
+        metrics = {"test": told if lanes > 1 else {k: float(v[0]) for k, v in told.items()}}
+        drawn: dict[str, Callable[[View, Array], Any]] = {}
+        if pictures:
+            drawn = {"samples": samples, "reconstructions": reconstructions, "traversal": traversal}
+        drawn |= {"latent_map": latent_map, "compression": compression}
+        if not model.net.above:
+            drawn["rate_distortion"] = rate_distortion
+        drawn["anomalies"] = strange
+        if pictures:
+            drawn["strangest"] = strangest
+        return Review(metrics, ((name, fn(views.lane(0), key)) for name, fn in drawn.items()))
+
+    return run
+
+
+def chimeras(x: np.ndarray) -> np.ndarray:
+    """[N, ...] -> the same rows, half of each the next one's: of images the lower half, else every other feature."""
+    out, other = x.copy(), np.roll(x, 1, axis=0)
+    if x.ndim > 2:
+        out[:, x.shape[1] // 2 :] = other[:, x.shape[1] // 2 :]
+    else:
+        out[:, 1::2] = other[:, 1::2]
+    return out
+
+
+def of_components(model: Model, dataset: Dataset, x: np.ndarray, size: int) -> list[tuple[str, int, float]]:
+    """(name, numbers, mean squared error) of PCA with as many components, fitted to train."""
+    fitted = _components(model, dataset, size)
+    flat = _seen(model, x)
+    error = float(np.mean((fitted.inverse_transform(fitted.transform(flat)) - flat) ** 2))
+    return [("PCA", int(fitted.n_components_), error)]
+
+
+def of_components_scores(
+    model: Model, dataset: Dataset, own: np.ndarray, other: np.ndarray
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The rival of the scores: the squared error of PCA with 32 components, or half as many as there are features."""
+    features = int(np.prod(own.shape[1:]))
+    fitted = _components(model, dataset, min(32, max(1, features // 2)))
+
+    def error(x: np.ndarray) -> np.ndarray:
+        flat = _seen(model, x)
+        return np.asarray(((fitted.inverse_transform(fitted.transform(flat)) - flat) ** 2).sum(1))
+
+    return {f"error of PCA, {fitted.n_components_} components": (error(own), error(other))}
+
+
+def _components(model: Model, dataset: Dataset, size: int) -> Any:
+    from sklearn.decomposition import PCA
+
+    part = _seen(model, dataset.train.__getitems__(sample(len(dataset.train), FIT))["x"])
+    return PCA(min(size, *part.shape), svd_solver="auto", random_state=0).fit(part)
+
+
+def _seen(model: Model, x: np.ndarray) -> np.ndarray:
+    """f64[N, D]: rows as the model sees them."""
+    return np.asarray(model.read(x), np.float64).reshape(len(x), -1)
+
+
+def _nats(model: Model, view: View, part: Mapping[str, Any]) -> Array:
+    """-log p(x|z) of grey values themselves: for a Bernoulli the mean over every way to draw them."""
+    out = {"logits": model.outputs(view, part["z"], part.get("y") if model.labelled else None)}
+    params = model.resolve(view.params, view.state)["model"]
+    out |= {k: params[k] for k in ("log_scale", "log_sd") if k in params}
+    return losses.reconstruction(out, model.read(part["x"]))
