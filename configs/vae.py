@@ -4,6 +4,19 @@ python launch.py --config=configs/vae.py             scikit-learn's digits, whic
 python launch.py --config=configs/vae.py:mnist       dynamically binarised MNIST, 200-200-50 as in Burda et al. 2016
 python launch.py --config=configs/vae.py:cifar10     CIFAR-10 under a discretised logistic
 
+Other objectives: --config.techniques='("iwae",)' (five importance weights, Burda et al. 2016), '("dreg",)' (the same
+bound with less noise in its gradient, Tucker et al. 2019), '("kl",)' (a weight of the KL term that grows, free bits).
+Other models: --config.model.widths='(32, 64)' (convolutions), --config.model.above=10 (a second layer of latent
+variables), --config.conditional=True (told the label).
+
+What it is for, each on a trained run: --mode=sample draws anew; --mode=predict writes the codes of the test rows, and the
+report compares them with PCA's of the same size; --mode=clean writes which rows of the set to keep and which are
+strange, with a threshold of a stated false-positive rate. Of a table of your own without labels:
+
+    python launch.py --config=configs/vae.py --config.data.path=FILE.csv --config.data.labelled=False \
+        --config.likelihood=gaussian --config.model.latent=2 --workdir=runs/mine
+    (the same line again with --mode=clean)
+
 Measured on two cores of an AMD EPYC, on test with the averaged parameters of the last step, mean +- sd over seeds; NLL
 by importance sampling. docs/results.md has the commands, versions and revisions.
 
@@ -24,6 +37,12 @@ def get_config(variant: str = "digits") -> ConfigDict:
     c.seeds = 1
     c.techniques = ()
     c.evals = dict(test=("importance_weighted",))
+    c.iwae = dict(technique="importance_weighted", samples=5)
+    c.dreg = dict(technique="importance_weighted", samples=5, gradient="dreg")
+    c.kl = dict(beta=1.0, ramp="10%", free_bits=0.0)
+    c.likelihood = "bernoulli"
+    c.conditional = False
+    c.clean = dict(score="nll", samples=50, rate=0.01)
 
     if variant == "digits":
         c.model = dict(name="vae", latent=8, hidden=(128, 128), activation="tanh")

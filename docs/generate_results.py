@@ -1,5 +1,7 @@
 """Writes the tables of docs/results.md from the summary.json files in docs/results/: python docs/generate_results.py
 
+What another library's attack left of a run (benchmarks/outside.py) is in docs/outside/, a line each in one table.
+
 A file is called NAME.json, or NAME.SEED.json when every seed was a run of its own. `--add NAME RUN` takes the summary
 of a finished run in first, with the folder it ran in told by its name alone. --check writes nothing and fails when the
 page is not what the files say.
@@ -59,9 +61,29 @@ def page(text: str, summaries: list[tuple[str, dict[str, Any]]]) -> str:
         + "\n\n"
         + "\n\n".join(section(n, g) for n, g in groups.items())
         + "\n\n"
+        + outside()
         + MARKS[1]
         + rest.split(MARKS[1])[1]
     )
+
+
+def outside() -> str:
+    """The table of docs/outside/*.json, with the lines behind it."""
+    told = [json.loads(p.read_text()) for p in sorted((HERE / "outside").glob("*.json"))]
+    lines = [
+        "## Attacked by another library",
+        "",
+        "The first seed's network, on the rows of the run's own attacks: python -m benchmarks.outside RUN.",
+        "",
+        "| run | eps | rows | attack | clean | one restart | all | umbrella's own, worst of all |",
+        "|---|---|---|---|---|---|---|---|",
+        *(
+            f"| {t['run']} | {t['eps']:g} | {t['rows']} | {t['attack']} | {t['clean']:.3f} | {t['one']:.3f} "
+            f"| {t['all']:.3f} | {t['umbrella']:.3f} |"
+            for t in told
+        ),
+    ]
+    return "\n".join(lines) + "\n\n" if told else ""
 
 
 def section(name: str, runs: list[dict[str, Any]]) -> str:

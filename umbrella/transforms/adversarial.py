@@ -323,7 +323,10 @@ def take(batch: Batch, on: str) -> Array:
     if not hasattr(node, "dtype"):
         raise TypeError(f"an attack on {on!r}: that is a {type(node).__name__}; name one entry, such as on='x/image'")
     if not jnp.issubdtype(node.dtype, jnp.floating):
-        raise TypeError(f"an attack on {on!r}: its dtype is {node.dtype}, which has no gradient")
+        raise TypeError(
+            f"an attack on {on!r}: its dtype is {node.dtype}, which has no gradient; attack what it is embedded as, with "
+            "on='x/delta' to the right of at_embedding"
+        )
     return node
 
 
