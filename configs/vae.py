@@ -9,9 +9,9 @@ bound with less noise in its gradient, Tucker et al. 2019), '("kl",)' (a weight 
 Other models: --config.model.widths='(32, 64)' (convolutions), --config.model.above=10 (a second layer of latent
 variables), --config.conditional=True (told the label).
 
-What it is for, each on a trained run: --mode=sample draws anew; --mode=predict writes the codes of the test rows, and the
-report compares them with PCA's of the same size; --mode=clean writes which rows of the set to keep and which are
-strange, with a threshold of a stated false-positive rate. Of a table of your own without labels:
+What it is for, each on a trained run: --mode=sample draws anew; --mode=predict writes the codes of the test rows, and
+the report compares them with PCA's of the same size; --mode=clean writes which rows of the set to keep and which are
+strange, by a threshold of a stated false-positive rate. Of a table of your own without labels:
 
     python launch.py --config=configs/vae.py --config.data.path=FILE.csv --config.data.labelled=False \
         --config.likelihood=gaussian --config.model.latent=2 --workdir=runs/mine

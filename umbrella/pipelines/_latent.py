@@ -11,7 +11,19 @@ from umbrella import losses, scores
 from umbrella.artifacts import Curves, Images, Scatter, Table
 from umbrella.data import Dataset, sample
 from umbrella.experiment import Review
-from umbrella.objective import Array, Batch, Ctx, Objective, Transform, View, chain, map_params
+from umbrella.objective import (
+    Array,
+    Aux,
+    Batch,
+    Ctx,
+    Objective,
+    Params,
+    State,
+    Transform,
+    View,
+    chain,
+    map_params,
+)
 from umbrella.pipelines._standard import Resolve
 from umbrella.settings import Count, Fraction
 from umbrella.transforms import importance_weighted
@@ -21,8 +33,8 @@ ROWS = 2000  # of test at most, where a figure asks the model again and again
 FIT = 20_000  # rows of train at most that a rival's components and a covariance are fitted to
 Score = Literal["elbo", "nll", "mahalanobis"]
 SCORES: dict[Score, str] = {
-    "elbo": "-ELBO, one draw",
-    "nll": "-log p by importance weights",
+    "elbo": "negative ELBO, one draw",
+    "nll": "negative log p by importance weights",
     "mahalanobis": "Mahalanobis distance of the code",
 }
 
@@ -40,25 +52,36 @@ class Model(NamedTuple):
 
     def encode(self, view: View, batch: Batch) -> tuple[Array, Array]:
         """(mean, log_var) f32[B, L] of rows x and, where labelled, y."""
-        return self._run(view, self.read(batch["x"]), self._label(batch), method="encode")
+        return self.run(view, self.read(batch["x"]), self.label(batch), method="encode")
+
+    def task(self, batch: Batch) -> Batch:
+        """What the loss is of: x and y of rows as they are in the set, drawn where the task draws them."""
+
+        def apply(params: Params, state: State, batch: Batch, ctx: Ctx) -> tuple[Array, Aux]:
+            nothing = jnp.zeros(())
+            return nothing, Aux({}, {k: batch[k] for k in ("x", "y")}, nothing, nothing, {})
+
+        seen = self.outer(self.base._replace(apply=apply))
+        made: Batch = seen.apply({}, {}, batch, Ctx(jax.random.key(0), jnp.int32(0), train=False))[1].outputs
+        return made
 
     def decode(self, view: View, z: Array, label: Array | None = None) -> Array:
         """f32[B, L] -> what the model means, f32[B, ...]."""
         return self.shown(self.outputs(view, z, label))
 
     def outputs(self, view: View, z: Array, label: Array | None = None) -> Array:
-        return self._run(view, z, label, method="decode")
+        return self.run(view, z, label, method="decode")
 
     def draw(self, view: View, noise: Array) -> Array:
         """Of the prior."""
         params = self.resolve(view.params, view.state)["model"]
         return self.net.apply({"params": params}, noise, method="draw")
 
-    def _run(self, view: View, x: Array, label: Array | None, method: str) -> Any:
+    def run(self, view: View, x: Array, label: Array | None, method: str) -> Any:
         params = self.resolve(view.params, view.state)["model"]
         return self.net.apply({"params": params}, x, *(() if label is None else (label,)), method=method)
 
-    def _label(self, batch: Batch) -> Array | None:
+    def label(self, batch: Batch) -> Array | None:
         return batch["y"] if self.labelled else None
 
     @property
@@ -150,6 +173,8 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
     """Numbers of every seed and figures of the first."""
     encode = jax.jit(model.encode)
     decode = jax.jit(model.decode)
+    of_task = jax.jit(lambda view, part: model.run(view, part["x"], model.label(part), method="encode"))
+    nats = jax.jit(lambda view, part: _nats(model, view, part))
     draw = jax.jit(lambda view, noise, label: model.decode(view, model.draw(view, noise), label))
     of_row = _of_rows(model, asked.samples)
     pictures = dataset.info["kind"] == "image"
@@ -248,8 +273,11 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
         return Table(columns, table, caption)
 
     def rate_distortion(view: View, key: Array) -> Curves:
-        rows = some(ROWS)
-        mean, log_var, _ = made(view, rows)
+        rows = {k: v for k, v in some(ROWS).items() if k in model.columns}
+        task = jax.device_get(model.task(rows))
+        x = {"x": task["x"]["image"] if model.labelled else task["x"], **({"y": rows["y"]} if model.labelled else {})}
+        told = _by_parts(lambda part: jnp.concatenate(of_task(view, part), -1), x)
+        mean, log_var = told[:, : model.size], told[:, model.size :]
         kl = 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).mean(0)
         order = np.argsort(-kl)
         kept = sorted({*np.unique(np.geomspace(1, len(kl), 12).astype(int)), 0, len(kl)})
@@ -259,8 +287,8 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
         for n in kept:
             some_z = np.zeros_like(z)
             some_z[:, order[:n]] = z[:, order[:n]]
-            parts = {"x": rows["x"], "z": some_z.astype(np.float32), **({"y": rows["y"]} if model.labelled else {})}
-            distortion.append(_by_parts(lambda p: _nats(model, view, p), parts).mean())
+            parts = {**x, "target": task["y"], "z": some_z.astype(np.float32)}
+            distortion.append(_by_parts(lambda p: nats(view, p), parts).mean())
             rate.append(float(kl[order[:n]].sum()))
         series = {"the largest n latent variables": (np.asarray(rate), np.asarray(distortion))}
         total = rate[-1] + distortion[-1]
@@ -374,8 +402,8 @@ def _seen(model: Model, x: np.ndarray) -> np.ndarray:
 
 
 def _nats(model: Model, view: View, part: Mapping[str, Any]) -> Array:
-    """-log p(x|z) of grey values themselves: for a Bernoulli the mean over every way to draw them."""
+    """-log p(target|z)."""
     out = {"logits": model.outputs(view, part["z"], part.get("y") if model.labelled else None)}
     params = model.resolve(view.params, view.state)["model"]
     out |= {k: params[k] for k in ("log_scale", "log_sd") if k in params}
-    return losses.reconstruction(out, model.read(part["x"]))
+    return losses.reconstruction(out, part["target"])

@@ -324,7 +324,7 @@ def take(batch: Batch, on: str) -> Array:
         raise TypeError(f"an attack on {on!r}: that is a {type(node).__name__}; name one entry, such as on='x/image'")
     if not jnp.issubdtype(node.dtype, jnp.floating):
         raise TypeError(
-            f"an attack on {on!r}: its dtype is {node.dtype}, which has no gradient; attack what it is embedded as, with "
+            f"an attack on {on!r}: its dtype is {node.dtype}, which has no gradient; attack what it is embedded as, "
             "on='x/delta' to the right of at_embedding"
         )
     return node
