@@ -362,6 +362,7 @@ def cleaned(capsys: Any, trained: Path, folder: Path, *more: str) -> tuple[int, 
 def test_planted_rows_are_flagged(trained: Path, again: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And another score or rate needs no other training; the report has the table, and the first results."""
     summary = json.loads((again / "w" / "summary.json").read_text())
+    assert summary["data"]["overlap"] == {"validation": 0, "test": 0}
     planted = {tuple(f"{v:.4f}" for v in row) for row in PLANTED.values()}
     for more in ((), ("--config.clean.score=elbo", "--config.clean.rate=0.04")):
         status, out, err = cleaned(capsys, trained, again, *more)
