@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn.datasets import load_digits
 from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
@@ -220,3 +221,19 @@ def test_a_name_says_all_that_there_is_to_say() -> None:
         ]
         patch.setattr(baselines, "LARGE", 600)
         assert "b (on 5 rows, tested on 600)" in baselines.on_parts(fit, *sources)
+
+
+def test_the_gaussian_of_a_table_is_scipys_also_with_a_row_far_out() -> None:
+    """Of 2,000 rows the shrinkage hardly shows: mean and covariance of train, the density by SciPy."""
+    rng = np.random.default_rng(0)
+    x = rng.multivariate_normal([0, 5, -3], [[1, 0.9, 0.5], [0.9, 1, 0.3], [0.5, 0.3, 1]], 3000)
+    for far in (False, True):
+        if far:
+            x[0] = [0, 5, 60]
+        train, test = x[:2000], x[2000:]
+        told = baselines.gaussians(train, test)
+        together = -stats.multivariate_normal(train.mean(0), np.cov(train.T)).logpdf(test).mean()
+        alone = -stats.norm(train.mean(0), train.std(0)).logpdf(test).sum(1).mean()
+        assert told["Gaussian with covariances"]["nll"] == pytest.approx(together, abs=0.02)
+        assert told["independent Gaussians"]["nll"] == pytest.approx(alone, rel=1e-6)
+        assert together < alone - 0.5

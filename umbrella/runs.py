@@ -547,6 +547,11 @@ class Session:
                 f"--mode=clean: the pipeline {ex.settings['pipeline']!r} does not say how strange a row is; "
                 "train configs/vae.py on the set"
             )
+        if self._summary()["data"]["fingerprint"] != ex.dataset.fingerprint:
+            raise SettingsError(
+                f"--mode=clean: {ex.dataset.name} is not what it was when this run was trained on it; train on it in "
+                "another workdir"
+            )
         score = ex.scorer(ts.eval_view() if self.lanes is None else ts.eval_view().lane(0))
         size = ex.run.eval_batch_size or ex.run.batch_size
         folder = self.workdir / "artifacts"
@@ -614,15 +619,17 @@ class Session:
 
     def amend(self) -> dict[str, Any]:
         """Puts the results so far into the summary of a run that is over, and writes its report anew."""
-        path = self.workdir / "summary.json"
-        try:
-            summary = json.loads(path.read_text())
-        except (OSError, json.JSONDecodeError):
-            raise SettingsError(f"--workdir={self.workdir}: no summary.json that can be read; train first") from None
+        summary = self._summary()
         summary["metrics"] |= self.summarised()
-        write_json(path, summary)
+        write_json(self.workdir / "summary.json", summary)
         report.write(self.workdir)
         return summary
+
+    def _summary(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.workdir / "summary.json").read_text()))
+        except (OSError, json.JSONDecodeError):
+            raise SettingsError(f"--workdir={self.workdir}: no summary.json that can be read; train first") from None
 
     def _say(self, text: str, say: bool = True) -> None:
         logging.info("%s", text)

@@ -25,6 +25,7 @@ EXTENSIBLE = (  # what may change when a run is continued: how long, how often, 
     "workers",
     "baselines",
     "evals",
+    "clean",
 )
 
 

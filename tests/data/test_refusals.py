@@ -169,3 +169,27 @@ def test_a_column_that_only_ends_like_a_split_is_a_column(tmp_path: Path) -> Non
 def test_fewer_classes_in_test_and_labels_of_one_bit_are_fine(tmp_path: Path) -> None:
     data = load(name=npz(tmp_path, x_train=BYTES, y_train=HALVES > 0, x_test=BYTES, y_test=0 * HALVES), validation=0)
     assert data.info["classes"] == 2 and data.train.column("y").dtype == data.test.column("y").dtype == np.int32
+
+
+# ------------------------------------------------------------------------------------------------ tables without labels
+def test_only_a_csv_file_can_be_without_a_target(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("ham\tcall me\nspam\tcall now\n")
+    (tmp_path / "pictures" / "one").mkdir(parents=True)
+    Image.fromarray(BYTES[0]).save(tmp_path / "pictures" / "one" / "0.png")
+    (tmp_path / "texts").mkdir()
+    for word in ("ham", "spam"):
+        (tmp_path / "texts" / f"{word}.txt").write_text("call me\n")
+    names = ["digits", "iris", "docstrings", npz(tmp_path, x=BYTES, y=HALVES)]
+    for name in (*names, *(str(tmp_path / n) for n in ("a.tsv", "pictures", "texts"))):
+        told = said(name=name, labelled=False)
+        assert "takes no labelled=False: that says of a .csv file whether it has a target; leave it out" in told, name
+
+
+def test_a_table_has_a_target_or_none(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n" + "".join(f"{i},{i % 2}\n" for i in range(20)))
+    path = str(tmp_path / "t.csv")
+    assert said(name=path, labelled=False, target="b") == "target='b' and labelled=False: which of the two?"
+    dataset = load(name=path, labelled=False)
+    assert dataset.info["features"] == ("a", "b") and dataset.info["classes"] is None
+    assert set(dataset.train.__getitems__(np.arange(1))) == {"x"}
+    assert "per_class=1" in said(name=path, labelled=False, per_class=1)

@@ -37,5 +37,5 @@ def fingerprint(root: pathlib.Path, files: Iterable[pathlib.Path]) -> str:
     """32 hex digits of the files' content and their names below `root`, in any order."""
     h = hashlib.blake2b(digest_size=16)
     for path in sorted(files):
-        h.update(f"{path.relative_to(root).as_posix()}\0{digest(path)}\n".encode())
+        h.update(f"{path.relative_to(root).as_posix()}\0{digest(path)}\n".encode("utf-8", "surrogateescape"))
     return h.hexdigest()

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from umbrella.data import folders, tables
+from umbrella.data import bundled, folders, prepared, tables, texts
 from umbrella.data.sources import Arrays, Found, Source
 from umbrella.data.splits import carve
 from umbrella.settings import SettingsError
@@ -15,7 +15,8 @@ class Origins(NamedTuple):
     """Of every row of each split. `kind` is "csv", "image" or "row"."""
 
     kind: str
-    rows: dict[str, np.ndarray]  # split -> i64[N]: the number of a file's row (the header is 1), or of a split's
+    rows: dict[str, np.ndarray]  # split -> i64[N]: of a csv file's row, as in a spreadsheet (the header is 1); of an
+    # image in the folder that it was read from; or of a row in its split, from 0
     files: dict[str, list[str]]  # split -> the image's file; empty for the others
     path: pathlib.Path | None  # the csv file
 
@@ -29,7 +30,11 @@ def origins(lengths: dict[str, int], **data: Any) -> Origins:
     settings = {k: v for k, v in data.items() if v is not None}
     if "rows" in settings or "per_class" in settings:
         raise SettingsError("config.data: a part of the training rows was chosen; leave rows and per_class out")
-    place = pathlib.Path(data.get("path") or data["name"]).expanduser()
+    name, path = data["name"], data.get("path")
+    place = pathlib.Path(name if path is None else path).expanduser()
+    by_name = name in (*bundled.NAMES, *texts.NAMES) if path is None else prepared.is_prepared(name, place)
+    if by_name:  # whatever file or folder has the same name
+        return Origins("row", {k: np.arange(n) for k, n in lengths.items()}, {}, None)
     if place.suffix.lower() == ".csv" and place.is_file():
         found = tables.read_csv(place, target=data.get("target"), labelled=data.get("labelled", True))
         lines = np.asarray(tables.lines(place))

@@ -116,13 +116,14 @@ def plan(*, score: Score = "nll", samples: Count = 50, rate: Fraction = 0.01) ->
 def scorer(model: Model, train: Any, asked: Strange) -> Callable[[View], Callable[[Mapping[str, Any]], np.ndarray]]:
     """view -> (rows -> f64[N]): the higher, the stranger."""
     of_row = _of_rows(model, asked.samples)
+    kind = asked.score
 
     def ready(view: View) -> Callable[[Mapping[str, Any]], np.ndarray]:
-        how = _distance(model, view, train) if asked.score == "mahalanobis" else None
+        how = _distance(model, view, train) if kind == "mahalanobis" else None
 
         def score(rows: Mapping[str, Any]) -> np.ndarray:
             given = {k: rows[k] for k in model.columns}
-            told = how(given) if how else of_row(view, given)[asked.score]
+            told = how(given) if how else of_row(view, given, kind)
             return np.asarray(told, np.float64)
 
         return score
@@ -130,18 +131,18 @@ def scorer(model: Model, train: Any, asked: Strange) -> Callable[[View], Callabl
     return ready
 
 
-def _of_rows(model: Model, samples: int) -> Callable[[View, Batch], dict[str, Array]]:
-    """ "elbo" and "nll" f32[B] of rows, the same noise every time."""
+def _of_rows(model: Model, samples: int) -> Callable[[View, Batch, Score], Array]:
+    """(view, rows, "elbo" or "nll") -> f32[B]. The noise is the same every time: that of a row's place in its batch."""
     seen = map_params(model.resolve, name="resolve")
     tight = importance_weighted(losses.log_importance_weight, samples=samples)
     asked = {"elbo": chain(seen, model.outer)(model.base), "nll": chain(seen, model.outer, tight)(model.base)}
 
-    @jax.jit
-    def run(view: View, batch: Batch) -> dict[str, Array]:
+    def of(o: Objective) -> Callable[[View, Batch], Array]:
         ctx = Ctx(jax.random.key(0), jnp.int32(0), train=False)
-        return {k: o.apply(view.params, view.state, batch, ctx)[1].per_example for k, o in asked.items()}
+        return jax.jit(lambda view, batch: o.apply(view.params, view.state, batch, ctx)[1].per_example)
 
-    return run
+    compiled = {k: of(o) for k, o in asked.items()}  # apart: one draw must not wait for all the others
+    return lambda view, batch, kind: compiled[kind](view, batch)
 
 
 def _distance(model: Model, view: View, train: Any) -> Callable[[Mapping[str, Any]], np.ndarray]:
@@ -179,9 +180,6 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
     of_row = _of_rows(model, asked.samples)
     pictures = dataset.info["kind"] == "image"
 
-    def some(n: int) -> dict[str, np.ndarray]:
-        return dataset.test.__getitems__(sample(len(dataset.test), n))
-
     def label_of(rows: Mapping[str, Any]) -> Any:
         return rows["y"] if model.labelled else None
 
@@ -202,7 +200,7 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
         return {"mse": float(np.mean((back - flat) ** 2)), "active_units": float((mean.var(0) > IN_USE).sum())}
 
     def reconstructions(view: View, key: Array) -> Images:
-        rows = some(20)
+        rows = some(dataset.test, 20)
         x = np.asarray(model.read(rows["x"]))
         out = made(view, rows)[2].reshape(x.shape)
         both = np.concatenate([x[:10], out[:10], x[10:], out[10:]])
@@ -219,25 +217,26 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
         return Images(np.asarray(draw(view, noise, label)), 10, caption + " A label each row.", which)
 
     def traversal(view: View, key: Array) -> Images:
-        rows = some(500)
+        rows = some(dataset.test, 500)
         mean, log_var, _ = made(view, rows)
-        kl = 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).mean(0)[: model.net.latent]
+        kl, worth = 0.5 * (mean**2 + np.exp(log_var) - 1 - log_var).mean(0), "largest KL, in nats"
+        if model.net.above:  # whose prior is not N(0, 1)
+            kl, worth = mean.var(0), "largest variance of the posterior mean"
+        kl = kl[: model.net.latent]
         used = np.argsort(-kl)[: min(8, len(kl))]
         z = np.repeat(mean[:1], len(used) * 11, 0).reshape(len(used), 11, -1).astype(np.float32)
         for row, i in enumerate(used):
             z[row, :, i] = np.linspace(-2.5, 2.5, 11)
         caption = (
             "One test image, one latent variable at a time moved from -2.5 to 2.5; "
-            "the variables that say most (largest KL, in nats) from the top: "
-            + ", ".join(f"z{i} {kl[i]:.2f}" for i in used)
-            + "."
+            f"the variables that say most ({worth}) from the top: " + ", ".join(f"z{i} {kl[i]:.2f}" for i in used) + "."
         )
         label = np.repeat(rows["y"][:1], len(used) * 11) if model.labelled else None
         images = np.asarray(decode(view, z.reshape(len(used) * 11, -1), label))
         return Images(images, 11, caption, tuple(f"z{i}" for i in used))
 
     def latent_map(view: View, key: Array) -> Scatter:
-        rows = some(2000)
+        rows = some(dataset.test, 2000)
         mean = made(view, rows)[0]
         flat, how = mean, "The two latent variables"
         if mean.shape[1] == 1:
@@ -254,13 +253,14 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
         return Scatter(flat, labels, f"{how} of {len(flat)} test {what}{coloured}.", names if told else ())
 
     def compression(view: View, key: Array) -> Table:
-        rows = some(ROWS)
+        rows = some(dataset.test, ROWS)
         x = _seen(model, rows["x"])
         mean, _, back = made(view, rows)
         per = x.shape[1]
         unit = "pixel" if pictures else "feature"
-        told = [("this model's means", mean.shape[1], float(np.mean((back - x) ** 2)))]
-        told += [(name, size, error) for name, size, error in of_components(model, dataset, rows["x"], model.size)]
+        size = int(model.net.latent)  # what is above them is not decoded
+        told = [("this model's means", size, float(np.mean((back - x) ** 2)))]
+        told += of_components(model, dataset, rows["x"], size)
         table = tuple(
             (name, size, f"{per / size:.1f}", f"{error:.5f}", f"{1 - error / x.var(0).mean():.4f}")
             for name, size, error in told
@@ -273,7 +273,7 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
         return Table(columns, table, caption)
 
     def rate_distortion(view: View, key: Array) -> Curves:
-        rows = {k: v for k, v in some(ROWS).items() if k in model.columns}
+        rows = {k: v for k, v in some(dataset.test, ROWS).items() if k in model.columns}
         task = jax.device_get(model.task(rows))
         x = {"x": task["x"]["image"] if model.labelled else task["x"], **({"y": rows["y"]} if model.labelled else {})}
         told = _by_parts(lambda part: jnp.concatenate(of_task(view, part), -1), x)
@@ -302,7 +302,7 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
         return Curves(series, "rate", "distortion", caption, dashed=(tuple(series)[1],))
 
     def strange(view: View, key: Array) -> Table:
-        rows = {k: v for k, v in some(ROWS).items() if k in model.columns}
+        rows = {k: v for k, v in some(dataset.test, ROWS).items() if k in model.columns}
         other = {**rows, "x": chimeras(rows["x"])}
         away = _distance(model, view, dataset.train)
         found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
@@ -311,7 +311,7 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
         for kind in asked_of:
 
             def told(part: Mapping[str, Any], kind: Score = kind) -> Array:
-                return of_row(view, part)[kind]
+                return of_row(view, part, kind)
 
             found[SCORES[kind]] = _by_parts(told, rows, size), _by_parts(told, other, size)
         found[SCORES["mahalanobis"]] = _by_parts(away, rows), _by_parts(away, other)
@@ -323,23 +323,24 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
             at = np.asarray(curve.y)[np.searchsorted(np.asarray(curve.x), 0.05, side="right") - 1]
             table.append((name, f"{scores.auc(curve):.4f}", f"{at:.4f}"))
         half = "the lower half of the pixels" if pictures else "every other feature"
+        label = "the model was told the label of the other half" if model.labelled else "no label was used"
         caption = (
             f"Anomalies that were planted: {len(rows['x'])} test rows beside as many of which {half} is another "
-            "row's. How well a score tells them apart; no score was fitted to them, and no label was used."
+            f"row's. How well a score tells them apart; no score was fitted to them, and {label}."
         )
         return Table(("score", "area under ROC", "found at 5 % false alarms"), tuple(table), caption)
 
     def strangest(view: View, key: Array) -> Images:
-        rows = some(ROWS)
+        rows = some(dataset.test, ROWS)
         given = {k: rows[k] for k in model.columns}
-        nll = _by_parts(lambda p: of_row(view, p)["nll"], given, min(500, len(rows["x"])))
+        nll = _by_parts(lambda p: of_row(view, p, "nll"), given, min(500, len(rows["x"])))
         worst = np.argsort(-nll)[:20]
         caption = f"The 20 of {len(nll)} test images that the model finds least probable, the strangest first."
         return Images(np.asarray(model.read(rows["x"][worst])), 10, caption)
 
     def run(views: View, key: Array) -> Review:
         lanes = len(jax.tree.leaves(views.params)[0])
-        rows = some(ROWS)
+        rows = some(dataset.test, ROWS)
         each = [numbers(views.lane(k), rows) for k in range(lanes)]
         told = {name: np.asarray([e[name] for e in each]) for name in each[0]}
         metrics = {"test": told if lanes > 1 else {k: float(v[0]) for k, v in told.items()}}
@@ -357,8 +358,15 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
     return run
 
 
+def some(source: Any, n: int) -> dict[str, np.ndarray]:
+    """At most n rows, the same every time."""
+    rows: dict[str, np.ndarray] = source.__getitems__(sample(len(source), n))
+    return rows
+
+
 def chimeras(x: np.ndarray) -> np.ndarray:
-    """[N, ...] -> the same rows, half of each the next one's: of images the lower half, else every other feature."""
+    """[N, ...] -> the same rows, half of each the one's before (of the first the last one's): of images the lower half,
+    else every other feature."""
     out, other = x.copy(), np.roll(x, 1, axis=0)
     if x.ndim > 2:
         out[:, x.shape[1] // 2 :] = other[:, x.shape[1] // 2 :]

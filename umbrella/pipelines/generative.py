@@ -37,6 +37,12 @@ def build(config: Mapping[str, Any]) -> Experiment:
             raise SettingsError(
                 f"config.{name}.gradient: 'dreg' is for one layer of latent variables; set model.above to 0"
             )
+    for name in kinds if "lora" in by_kind else ():
+        if made.settings[name].get("gradient") == "dreg":
+            raise SettingsError(
+                f"config.{name}.gradient: 'dreg' cannot tell whose the parameters of {by_kind['lora']!r} are, the "
+                "encoder's or the decoder's; set it to 'standard'"
+            )
     return made
 
 
@@ -60,6 +66,7 @@ def problem(
       clean: how rows are told that are strange, see `umbrella.pipelines._latent.plan`.
     """
     asked = settings.call(_latent.plan, clean or {}, "clean.")
+    log["clean"] = asked._asdict()
     kind, classes = dataset.info["kind"], dataset.info["classes"] or 0
     if kind not in ("image", "tabular"):
         raise SettingsError(f"config.data.name: {dataset.name!r} holds neither images nor a table of numbers")
@@ -67,9 +74,11 @@ def problem(
         raise SettingsError(f"config.likelihood: {likelihood!r} is of pixels; for a table set it to 'gaussian'")
     if conditional and (not classes or dataset.info["hidden"]):
         raise SettingsError(f"config.conditional: the rows of {dataset.name!r} have no labels to be told")
+    if kind == "tabular" and model.get("widths"):
+        raise SettingsError("config.model.widths: convolutions are for images; for a table set it to ()")
     prepare, read, shown = _inputs(dataset, likelihood)
     given = {"classes": classes} if conditional else {}
-    if not conditional and "classes" in model:
+    if not conditional and model.get("classes"):  # a resolved config says classes=0
         raise SettingsError("config.model.classes: the data decides this; set conditional=True")
     net = models.build(
         model, only=("vae",), log=log, shape=tuple(dataset.info["shape"]), likelihood=likelihood, **given
@@ -101,9 +110,9 @@ def problem(
 
     def all_rivals() -> dict[str, dict[str, float]]:
         told = baselines.on_parts(rivals, dataset.train, dataset.test)
-        rows = baselines.part(dataset.test)["x"][: _latent.ROWS]
+        rows = _latent.some(dataset.test, _latent.ROWS)["x"]
         m = seen(lambda params, state: params)
-        components = _latent.of_components(m, dataset, rows, m.size)
+        components = _latent.of_components(m, dataset, rows, net.latent)
         return {**told, **{f"{name}, {size} components": {"mse": error} for name, size, error in components}}
 
     return Problem(
