@@ -7,9 +7,8 @@ def get_config(variant: str = "digits") -> ConfigDict:
     c = ConfigDict()
     c.pipeline = "anomaly"
     c.seed = 0
-    c.techniques = ("noise",)
+    c.techniques = ()
     c.evals = dict(test=())
-    c.noise = dict(eps=0.2, norm="normal")
 
     if variant == "digits":
         c.data = dict(name="digits", normal="each", validation=0.2)
@@ -23,7 +22,7 @@ def get_config(variant: str = "digits") -> ConfigDict:
     elif variant == "mnist":
         c.data = dict(name="mnist", normal="each", validation=0.1)
         c.seeds = 10
-        c.model = dict(name="autoencoder", code=32, hidden=(256,), output="sigmoid")
+        c.model = dict(name="autoencoder", code=16, hidden=(256,), output="sigmoid")
         c.optimizer = dict(name="adam", learning_rate=1e-3, schedule="cosine")
         c.batch_size = 128
         c.train_for = "2000 steps"

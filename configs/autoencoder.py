@@ -23,8 +23,8 @@ def get_config(variant: str = "digits") -> ConfigDict:
         c.model = dict(name="autoencoder", code=32, hidden=(500, 250), output="sigmoid")
         c.optimizer = dict(name="adam", learning_rate=2e-3, schedule="cosine")
         c.batch_size = 128
-        c.train_for = "20 epochs"
-        c.ema = 0.999
+        c.train_for = "10 epochs"
+        c.ema = 0.998
         c.eval_batch_size = 500
         c.log_every, c.eval_every, c.checkpoint_every = "200 steps", "2 epochs", "25%"
     elif variant == "table":

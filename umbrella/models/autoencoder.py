@@ -8,7 +8,7 @@ import jax
 from umbrella.choices import one_of
 from umbrella.models.coders import Decoder, Encoder
 from umbrella.models.layers import Activation
-from umbrella.settings import Count
+from umbrella.settings import Count, NonNegative
 
 Output = Literal["linear", "sigmoid"]
 CodeActivation = Literal["linear", "relu", "sigmoid"]
@@ -28,6 +28,9 @@ class Autoencoder(nn.Module):
         `umbrella.models.coders`.
       activation: after every layer but the code and the output.
       code_activation: of the code; "relu" has codes that are exactly zero, "sigmoid" codes in (0, 1).
+      code_noise: standard deviation of what is added to the code in training, from the stream "latent", so that codes
+        must lie apart to be told apart (Poole et al. 2014, section 2). A code without bounds escapes it by its size, so
+        it goes with "sigmoid".
       output: "linear", or "sigmoid" for targets in [0, 1].
 
     Raises:
@@ -42,6 +45,7 @@ class Autoencoder(nn.Module):
     widths: tuple[Count, ...] = ()
     activation: Activation = "relu"
     code_activation: CodeActivation = "linear"
+    code_noise: NonNegative = 0.0
     output: Output = "linear"
 
     def __post_init__(self) -> None:
@@ -59,7 +63,10 @@ class Autoencoder(nn.Module):
 
     def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
         code = self.encode(x)
-        return {"output": self.decode(code), "code": code}
+        read = code
+        if train and self.code_noise:
+            read = code + self.code_noise * jax.random.normal(self.make_rng("latent"), code.shape, code.dtype)
+        return {"output": self.decode(read), "code": code}
 
     def encode(self, x: jax.Array) -> jax.Array:
         """f32[B, *shape] -> code f32[B, code]."""

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -93,14 +92,14 @@ def code_of(outputs: Mapping[str, Array]) -> Array:
 
 
 def coder(net: Any, resolve: Resolve, made: Units) -> Callable[[View, Batch, Array], dict[str, Array]]:
-    """(view, batch, key) -> "code" f32[B, L], "reconstruction" f32[B, ...] and "error" f32[B], the mean squared error
-    of each row, the last two in the units of the model."""
+    """(view, batch, key) -> "code" f32[B, L], "reconstruction" f32[B, ...], "error" f32[B], the mean squared error of
+    each row, and "size" f32[B], its mean square; all but the code in the units of the model."""
 
     def run(view: View, batch: Batch, key: Array) -> dict[str, Array]:
         x = made.of_batch(view, batch["x"])
         out = net.apply({"params": resolve(view.params, view.state)["model"]}, x, train=False)
-        error = losses.squared_error(out["output"], x) / x[0].size
-        return {"code": out["code"], "reconstruction": out["output"], "error": error}
+        error, size = (losses.squared_error(v, x) / x[0].size for v in (out["output"], 0 * x))
+        return {"code": out["code"], "reconstruction": out["output"], "error": error, "size": size}
 
     return run
 
@@ -110,17 +109,19 @@ class Told(NamedTuple):
 
     code: np.ndarray  # f32[N, L]
     error: np.ndarray  # f64[N], the mean squared error of each row
+    size: np.ndarray  # f64[N], the mean square of each row; never quite 0
 
 
 def told(run: Callable[[View, Batch, Array], dict[str, Array]], view: View, split: Source, key: Array) -> Told:
     """What a compiled `coder` says of every row of a split."""
-    codes, errors = [], []
+    codes, errors, sizes = [], [], []
     for batch in batches(select(split, ("x",)), min(ROWS, len(split))):
         kept = int(batch["mask"].sum())
         out = run(view, {"x": batch["x"]}, key)
         codes.append(np.asarray(out["code"])[:kept])
         errors.append(np.asarray(out["error"], np.float64)[:kept])
-    return Told(np.concatenate(codes), np.concatenate(errors))
+        sizes.append(np.asarray(out["size"], np.float64)[:kept])
+    return Told(np.concatenate(codes), np.concatenate(errors), np.maximum(np.concatenate(sizes), 1e-12))
 
 
 class Components(NamedTuple):

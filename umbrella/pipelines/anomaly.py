@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from umbrella import data, scores, settings
+from umbrella import data, scores
 from umbrella.artifacts import Curves, Images, Table
 from umbrella.data import Data, Dataset
+from umbrella.data.sources import take
 from umbrella.experiment import Experiment, Review, RunSettings
 from umbrella.objective import Array, Aux, Batch, Ctx, Objective, Params, State, Transform, View, chain
 from umbrella.pipelines import _codes, _detectors
@@ -21,7 +22,7 @@ from umbrella.settings import Count, Fraction, Natural, Range, SettingsError, ne
 Classes = Literal["each"] | int | str | tuple[int, ...] | tuple[str, ...]
 Rate = Annotated[float, Range(lambda v: 0 < v < 1, "must be in (0, 1)")]
 SCOPE = "protocol"  # of the state: which of the problems a lane is
-KINDS = ("error", "distance", "both")
+KINDS = ("error", "relative", "distance", "both")
 MOST = 10_000  # normal training rows whose codes the distance is fitted to
 SHOWN = 10
 BINS = 60
@@ -54,7 +55,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     return made._replace(train_data=in_turn(made.train_data, made.dataset, run))
 
 
-# ----------------------------------------------------------------------------------------------------------- the protocol
+# -------------------------------------------------------------------------------------------------------- the protocol
 def rows_of(
     *,
     name: str,
@@ -79,8 +80,8 @@ def rows_of(
       name, path, validation, split_seed, in_memory, cache, target, size: as for `umbrella.data.load`.
 
     Raises:
-      SettingsError: no classes, hidden ones, one alone, or one that does not exist; none is normal or all are; a problem
-        without normal rows in train or validation, or without rows of both kinds in test.
+      SettingsError: no classes, hidden ones, one alone, or one that does not exist; none is normal or all are; a
+        problem without normal rows in train or validation, or without rows of both kinds in test.
     """
     how: dict[str, Any] = {"target": target, "size": size, "in_memory": in_memory, "cache": cache}
     found = data.load(name=name, path=path, validation=validation, split_seed=split_seed, **how)
@@ -101,8 +102,8 @@ def rows_of(
     found = found._replace(info={**found.info, "normal": table, "class_names": names})
     if len(table) > 1:
         return found
-    kept = {s: data.sources.take(getattr(found, s), np.flatnonzero(table[0][y[s]])) for s in ("train", "validation")}
-    return found._replace(**kept)
+    train, held = (np.flatnonzero(table[0][y[split]]) for split in ("train", "validation"))
+    return found._replace(train=take(found.train, train), validation=take(found.validation, held))
 
 
 def _normal(normal: Classes | None, anomalies: Classes | None, names: tuple[str, ...]) -> np.ndarray:
@@ -111,12 +112,13 @@ def _normal(normal: Classes | None, anomalies: Classes | None, names: tuple[str,
     if given == "each":
         one = np.eye(len(names), dtype=bool)
         return one if at == "normal" else ~one
-    wanted = [w.strip() for w in given.split(",")] if isinstance(given, str) else given
+    wanted = tuple(given.split(",")) if isinstance(given, str) else given if isinstance(given, tuple) else (given,)
+    numbers = {str(i): i for i in range(len(names))}
     chosen = np.zeros(len(names), bool)
-    for which in wanted if isinstance(wanted, tuple | list) else (wanted,):
-        if str(which) not in names and not (isinstance(which, int) and 0 <= which < len(names)):
-            raise SettingsError(f"config.data.{at}: no class {str(which)!r}{near(str(which), names)}")
-        chosen[names.index(str(which)) if str(which) in names else int(which)] = True
+    for which in (str(w).strip() for w in wanted):
+        if which not in names and which not in numbers:
+            raise SettingsError(f"config.data.{at}: no class {which!r}{near(which, names)}")
+        chosen[names.index(which) if which in names else numbers[which]] = True
     if chosen.all() or not chosen.any():
         raise SettingsError(
             f"config.data.{at}: {'all' if chosen.any() else 'none'} of the classes {', '.join(names)}; there must be "
@@ -190,20 +192,21 @@ def only_normal(normal: np.ndarray) -> Transform:
     return wrap
 
 
-# ------------------------------------------------------------------------------------------------------------ the problem
+# --------------------------------------------------------------------------------------------------------- the problem
 def problem(
     dataset: Dataset,
     log: dict[str, Any],
     *,
     model: dict,
-    score: Literal["error", "distance", "both"] = "both",
+    score: Literal["error", "relative", "distance", "both"] = "error",
     false_positives: Rate = 0.05,
     baselines: bool | tuple[str, ...] = True,
 ) -> Problem:
     """The mean squared error of an autoencoder of normal rows, as for the pipeline `autoencoder`.
 
-    Of every test row: its error; the Mahalanobis distance of its code from the codes of normal training rows; and the
-    sum of the two, each standardised by normal validation rows. Measures auroc, average_precision (anomalies are the
+    Of every test row: its error; that error relative to the mean square of the row, since a row with little in it can
+    have no large error; the Mahalanobis distance of its code from the codes of normal training rows; and "both", the
+    sum of error and distance, each standardised by normal validation rows. Measures auroc, average_precision (anomalies are the
     positive class), fpr_at_95_tpr, and what a threshold gives that is chosen by normal validation rows.
 
     Args:
@@ -237,7 +240,7 @@ def problem(
                 seconds = {"seconds": j.seconds}
                 told.setdefault(j.words, []).append({**worth(j.score, ~these[y["test"]]), **seconds})
         return {
-            words: {m: (sum if m == "seconds" else np.mean)([t[m] for t in each]) for m in each[0]}
+            words: {m: float((np.sum if m == "seconds" else np.mean)([t[m] for t in each])) for m in each[0]}
             for words, each in told.items()
         }
 
@@ -253,7 +256,8 @@ def problem(
                 rows["train"] = rows["train"][data.sample(len(rows["train"]), MOST)]
                 view = views.lane(k)
                 train, held = (
-                    _codes.told(run, view, data.Rows(getattr(dataset, s), rows[s]), key) for s in ("train", "validation")
+                    _codes.told(run, view, data.Rows(getattr(dataset, s), rows[s]), key)
+                    for s in ("train", "validation")
                 )
                 each.append(found(train, held, _codes.told(run, view, dataset.test, key), ~these[y["test"]]))
             numbers = [_numbers(f, score, false_positives) for f in each]
@@ -300,10 +304,11 @@ class Found(NamedTuple):
 
 
 def found(train: _codes.Told, held: _codes.Told, test: _codes.Told, anomalous: np.ndarray) -> Found:
-    """The three scores of test rows, from what a model says of normal training and validation rows and of test."""
+    """The scores of test rows, from what a model says of normal training and validation rows and of test."""
     fitted = _detectors.gaussian(train.code)
-    of_held = {"error": held.error, "distance": fitted.distance(held.code)}
-    of_test = {"error": test.error, "distance": fitted.distance(test.code)}
+    of_held, of_test = (
+        {"error": t.error, "relative": t.error / t.size, "distance": fitted.distance(t.code)} for t in (held, test)
+    )
     both = [
         sum(_detectors.standardised(of[kind], of_held[kind]) for kind in ("error", "distance"))
         for of in (of_held, of_test)
@@ -337,10 +342,14 @@ def _numbers(f: Found, kind: str, rate: float) -> dict[str, float]:
     }
 
 
-# ---------------------------------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------------------------------- figures
 def _which(dataset: Dataset, normal: np.ndarray) -> str:
     """The smaller side of a problem, in words."""
-    named = [n for n, is_normal in zip(dataset.info["class_names"], normal, strict=True) if is_normal == (2 * normal.sum() <= len(normal))]
+    named = [
+        n
+        for n, is_normal in zip(dataset.info["class_names"], normal, strict=True)
+        if is_normal == (2 * normal.sum() <= len(normal))
+    ]
     return f"{', '.join(named)} {'normal' if 2 * normal.sum() <= len(normal) else 'anomalous'}"
 
 
@@ -410,6 +419,7 @@ def _densities(f: Found, kind: str, rate: float, which: str) -> Curves:
         dashed = (f"threshold for {100 * rate:g} %",)
     words = {
         "error": "mean squared error",
+        "relative": "mean squared error relative to the mean square of the row",
         "distance": "Mahalanobis distance of the code",
         "both": "error and distance, standardised and added",
     }
@@ -450,7 +460,7 @@ def _rocs(
     for j in beside[0]:
         add(j.words, j.score, each[0].anomalous, True)
     of = "" if len(each) == 1 else " Of the first seed."
-    caption = f"ROC curves on test: the model's three scores, and dashed the others'.{of}"
+    caption = f"ROC curves on test: the model's scores, and dashed the others'.{of}"
     return Curves(series, "false positive rate", "true positive rate", caption, {}, tuple(dashed))
 
 

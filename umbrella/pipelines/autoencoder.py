@@ -241,15 +241,15 @@ def _plane(x: np.ndarray, seen: np.ndarray, code: np.ndarray) -> Iterator[tuple[
     yield "reconstructions", Scatter(seen, place, f"What is made of their codes, coloured by {of}.", names)
 
 
-def _by_feature(
-    dataset: Dataset, x: np.ndarray, seen: np.ndarray, pca: _codes.Components | None, size: int
-) -> Table:
+def _by_feature(dataset: Dataset, x: np.ndarray, seen: np.ndarray, pca: _codes.Components | None, size: int) -> Table:
     own = np.square(seen - x).mean(0)
     theirs = None if pca is None else np.square(pca.reconstruction(x, size) - x).mean(0)
     names = dataset.info["features"] or tuple(str(i) for i in range(len(own)))
     worst = np.argsort(-own)[:MOST_FEATURES]
     rows = [(names[i], f"{own[i]:.4f}", "–" if theirs is None else f"{theirs[i]:.4f}") for i in worst]
-    caption = f"Mean squared error of each feature, in variances of train; the {len(worst)} worst first, on {len(x)} rows."
+    caption = (
+        f"Mean squared error of each feature, in variances of train; the {len(worst)} worst first, on {len(x)} rows."
+    )
     return Table(("feature", "autoencoder", "principal components"), tuple(rows), caption)
 
 
@@ -269,9 +269,7 @@ def _map(
     return Scatter(flat, shown, f"{how} of {len(flat)} test examples{coloured}.", names)
 
 
-def _sizes(
-    t: _codes.Told, x: np.ndarray, pca: _codes.Components | None, made: _codes.Units, dataset: Dataset
-) -> Table:
+def _sizes(t: _codes.Told, x: np.ndarray, pca: _codes.Components | None, made: _codes.Units, dataset: Dataset) -> Table:
     own, rows = t.code.shape[1], []
     sizes = {own} if pca is None else {own, *(s for s in SIZES if s <= len(pca.axes))}
     error = float(t.error.mean())

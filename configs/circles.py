@@ -1,0 +1,26 @@
+"""Two rings, one within the other, by a code of one number; and laid out in three dimensions."""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "line") -> ConfigDict:
+    if variant not in ("line", "space"):
+        raise ValueError(f"configs/circles.py:{variant}: no such variant (one of: line, space)")
+    c = ConfigDict()
+    c.pipeline = "autoencoder"
+    c.data = dict(name="circles", rows=3000, inner=0.5, noise=0.03, seed=0)
+    c.seed = 0
+    c.seeds = 1
+    c.techniques = ()
+    c.evals = dict(test=())
+    c.batch_size = 256
+    c.eval_batch_size = 600
+    c.train_for = "4000 steps"
+    c.log_every, c.eval_every, c.checkpoint_every = "200 steps", "500 steps", "25%"
+    c.optimizer = dict(name="adam", learning_rate=3e-3, schedule="cosine")
+    if variant == "line":
+        c.model = dict(name="autoencoder", code=1, hidden=(128, 128), activation="relu")
+    else:
+        c.model = dict(name="autoencoder", code=3, hidden=(64, 64), activation="tanh")
+        c.model.update(code_activation="sigmoid", code_noise=0.02)  # codes must lie apart, and have a third way to
+    return c
