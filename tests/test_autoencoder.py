@@ -68,7 +68,7 @@ def test_encode_then_decode_is_the_pass(widths: tuple[int, ...]) -> None:
     assert code.shape == (2, 3) and out["output"].shape == x.shape
     np.testing.assert_array_equal(code, out["code"])
     np.testing.assert_allclose(net.apply(variables, code, method="decode"), out["output"], rtol=1e-6)
-    assert 0 < float(out["output"].min()) and float(out["output"].max()) < 1
+    assert ((out["output"] > 0) & (out["output"] < 1)).all()
 
 
 @pytest.mark.parametrize(("how", "low", "high"), [("relu", 0, np.inf), ("sigmoid", 0, 1), ("linear", -np.inf, np.inf)])
@@ -90,7 +90,7 @@ def test_a_linear_one_trained_on_all_rows_is_as_good_as_principal_components() -
     x = data.load(name="digits").train.column("x").reshape(-1, 64).astype(np.float32) / 16
     fitted = PCA(8).fit(x)
     least = np.mean((fitted.inverse_transform(fitted.transform(x)) - x) ** 2)
-    net, tx, rows = models.Autoencoder(shape=(64,), code=8, hidden=()), optax.adam(1e-2), jnp.asarray(x)
+    net, tx, rows = models.Autoencoder(shape=(64,), code=8, hidden=()), optax.adam(3e-2), jnp.asarray(x)
     params = net.init(KEY, rows[:1], train=True)
     loss = lambda p: jnp.mean((net.apply(p, rows, train=True)["output"] - rows) ** 2)  # noqa: E731
 
@@ -100,11 +100,11 @@ def test_a_linear_one_trained_on_all_rows_is_as_good_as_principal_components() -
         return (optax.apply_updates(p, updates), opt), None
 
     with jax.numpy_dtype_promotion("standard"):
-        (params, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, length=600))((params, tx.init(params)))
+        (params, _), _ = jax.jit(lambda c: jax.lax.scan(step, c, length=1000))((params, tx.init(params)))
     assert least < float(loss(params)) < 1.01 * least
 
 
-# --------------------------------------------------------------------------------------------------------- principal parts
+# ------------------------------------------------------------------------------------------------------ principal parts
 def test_the_components_are_scikit_learns_and_the_first_few_are_the_fewer() -> None:
     x = np.random.default_rng(0).normal(size=(50, 4, 3)) @ np.random.default_rng(1).normal(size=(3, 3))
     mine, flat = _codes.components(x, 12), x.reshape(50, 12)
@@ -155,7 +155,7 @@ def test_what_is_explained_is_scikit_learns() -> None:
     assert _codes.explained(float(((guess - x) ** 2).mean()), x) == pytest.approx(wanted)
 
 
-# -------------------------------------------------------------------------------------------------------------- sparsity
+# ------------------------------------------------------------------------------------------------------------- sparsity
 class _Code:
     """A model that gives its input as its code and output."""
 
@@ -197,18 +197,25 @@ def test_the_divergence_of_activities_by_hand() -> None:
     assert nothing == 0 and slope == 0
 
 
+@pytest.mark.slow
 def test_a_sparse_code_is_one(tmp_path: Path) -> None:
     """The same run with and without the penalty: the l1 of the code falls, and the error rises."""
     sized = []
     for weight in (0.0, 0.03):
-        more = dict(techniques=("sparse",), sparse=dict(weight=weight), train_for="150 steps", baselines=False)
+        more = dict(
+            techniques=("sparse",),
+            sparse=dict(weight=weight),
+            train_for="150 steps",
+            baselines=False,
+            eval_every="never",
+        )
         r = um.run(config(**more), workdir=tmp_path / str(weight), quiet=True)
         rows = np.load(tmp_path / str(weight) / "artifacts" / "rows.npz", allow_pickle=False)
         sized.append((np.abs(rows["code"]).sum(1).mean(), r.summary["metrics"]["test"]["loss"]))
     assert sized[1][0] < 0.5 * sized[0][0] and sized[1][1] > sized[0][1]
 
 
-# ------------------------------------------------------------------------------------------------------------- denoising
+# ------------------------------------------------------------------------------------------------------------ denoising
 @pytest.mark.parametrize(
     "more",
     [
@@ -271,7 +278,7 @@ def test_a_table_is_standardised_by_train_and_predicted_in_its_own_units() -> No
     assert rivals["the mean of train"]["loss"] == pytest.approx(np.mean(z**2), rel=1e-4)
 
 
-# ------------------------------------------------------------------------------------------------------------------ runs
+# ----------------------------------------------------------------------------------------------------------------- runs
 def test_a_run_of_two_seeds_says_what_the_report_shows(tmp_path: Path) -> None:
     r = um.run(config(seeds=2), workdir=tmp_path, quiet=True)
     test = r.summary["metrics"]["test"]
@@ -293,12 +300,12 @@ def test_a_run_of_two_seeds_says_what_the_report_shows(tmp_path: Path) -> None:
 def test_two_rings_by_one_number(tmp_path: Path) -> None:
     """A tenth of what one principal component leaves, which is half of the variance: 1/2 in standardised units."""
     r = um.run(cli.load_config(f"{ROOT}/configs/circles.py:line"), workdir=tmp_path, quiet=True)
-    rival = r.summary["baselines"]["1 principal components"]["loss"]
+    rival = r.summary["baselines"]["1 principal component"]["loss"]
     assert rival == pytest.approx(0.5, abs=0.03)
     assert r.summary["metrics"]["test"]["loss"] < 0.1 * rival
 
 
-# --------------------------------------------------------------------------------------------------------- what it refuses
+# ------------------------------------------------------------------------------------------------------ what it refuses
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -311,7 +318,6 @@ def test_two_rings_by_one_number(tmp_path: Path) -> None:
         ),
         (dict(techniques=("sparse",), sparse=dict(weight=-1.0)), "config.sparse.weight: -1.0 must be >= 0"),
         (dict(evals=dict(test=("sparse",)), sparse=dict(weight=1.0)), "'sparse' acts in training only"),
-        (dict(data=dict(name="docstrings")), "holds neither images nor numbers: text"),
         (
             dict(data=dict(name="wine"), model=dict(name="autoencoder", widths=(4,))),
             "config.model.widths: convolutions",
@@ -345,6 +351,11 @@ def test_a_table_with_holes_is_status_2_and_leaves_nothing(
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and words in line
     assert not (tmp_path / "w").exists()
+
+
+def test_texts_have_no_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").write_text("".join(f"{'ab'[i % 2]}\tline {i}\n" for i in range(40)))
+    assert "holds neither images nor numbers: text" in refused(config(data=dict(name=str(tmp_path / "a.tsv"))))
 
 
 def test_images_of_two_sizes_are_status_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,7 +126,9 @@ def test_accuracy_is_that_of_the_predictions(name: str) -> None:
     assert told(ex, "train_eval", view)["accuracy"] == pytest.approx(np.mean(got["label"] == rows["y"]), abs=1e-9)
 
 
-@pytest.mark.parametrize("name", sorted(set(transforms.TABLE) - {"certified", "cutmix", "mixup", "label_smoothing", "sparse"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(transforms.TABLE) - {"certified", "cutmix", "mixup", "label_smoothing", "sparse"})
+)
 def test_the_divergence_is_that_of_the_predicted_latents(name: str, quarters: np.ndarray) -> None:
     """KL(N(m, s^2) | N(0, 1)) = (m^2 + s^2 - 1 - log s^2) / 2 a latent, by NumPy from what predict() encodes."""
     ex = pipelines.build(generative(techniques=(name,), **{name: SETTINGS[name]}))

@@ -76,7 +76,8 @@ def rows_of(
     info["normal"] is bool[P, C], which classes are normal in each of the P problems.
 
     Args:
-      normal, anomalies: one of the two: class numbers, or their names.
+      normal, anomalies: one of the two: names of classes, (3,) and "3" being the class "3" and "3,5" two of them; where
+        classes have no names they are numbered from 0.
       name, path, validation, split_seed, in_memory, cache, target, size: as for `umbrella.data.load`.
 
     Raises:
@@ -113,12 +114,11 @@ def _normal(normal: Classes | None, anomalies: Classes | None, names: tuple[str,
         one = np.eye(len(names), dtype=bool)
         return one if at == "normal" else ~one
     wanted = tuple(given.split(",")) if isinstance(given, str) else given if isinstance(given, tuple) else (given,)
-    numbers = {str(i): i for i in range(len(names))}
     chosen = np.zeros(len(names), bool)
     for which in (str(w).strip() for w in wanted):
-        if which not in names and which not in numbers:
+        if which not in names:
             raise SettingsError(f"config.data.{at}: no class {which!r}{near(which, names)}")
-        chosen[names.index(which) if which in names else numbers[which]] = True
+        chosen[names.index(which)] = True
     if chosen.all() or not chosen.any():
         raise SettingsError(
             f"config.data.{at}: {'all' if chosen.any() else 'none'} of the classes {', '.join(names)}; there must be "
@@ -206,8 +206,8 @@ def problem(
 
     Of every test row: its error; that error relative to the mean square of the row, since a row with little in it can
     have no large error; the Mahalanobis distance of its code from the codes of normal training rows; and "both", the
-    sum of error and distance, each standardised by normal validation rows. Measures auroc, average_precision (anomalies are the
-    positive class), fpr_at_95_tpr, and what a threshold gives that is chosen by normal validation rows.
+    sum of error and distance, each standardised by normal validation rows. Measures auroc, average_precision (anomalies
+    are the positive class), fpr_at_95_tpr, and what a threshold gives that is chosen by normal validation rows.
 
     Args:
       score: the one that these are of; the area under the ROC curve is given for all.

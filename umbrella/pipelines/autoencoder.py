@@ -164,7 +164,7 @@ def problem(dataset: Dataset, log: dict[str, Any], *, model: dict, baselines: bo
         fitted = f" (on {pca.rows:,} rows)" if pca.rows < len(dataset.train) else ""
         blank = float(np.square(x.reshape(len(x), -1) - pca.mean).mean())
         return {
-            f"{size} principal components{fitted}": line,
+            f"{size} principal component{'s' * (size > 1)}{fitted}": line,
             "the mean of train": {"loss": blank, "r2": _codes.explained(blank, x)},
         }
 
