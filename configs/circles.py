@@ -15,7 +15,7 @@ def get_config(variant: str = "line") -> ConfigDict:
     c.evals = dict(test=())
     c.batch_size = 256
     c.eval_batch_size = 600
-    c.train_for = "4000 steps"
+    c.train_for = "8000 steps" if variant == "line" else "4000 steps"
     c.log_every, c.eval_every, c.checkpoint_every = "200 steps", "500 steps", "25%"
     c.optimizer = dict(name="adam", learning_rate=3e-3, schedule="cosine")
     if variant == "line":
