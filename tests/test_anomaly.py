@@ -109,19 +109,20 @@ def test_the_rivals_are_what_they_say() -> None:
     normal, rows = r.normal(size=(80, 40)).astype(np.float32), r.normal(size=(30, 40)).astype(np.float32)
     pca = PCA(32).fit(normal.astype(np.float64))
     wanted = ((pca.inverse_transform(pca.transform(rows)) - rows) ** 2).mean(1)
-    np.testing.assert_allclose(_detectors.judge("pca", normal, rows).score, wanted, rtol=1e-3)
+    np.testing.assert_allclose(_detectors.judge("pca", normal, [rows[:7], rows[7:]]).score, wanted, rtol=1e-3)
     apart = np.sort(np.sqrt(((rows[:, None] - normal[None]) ** 2).sum(-1)), 1)[:, :5].mean(1)
-    np.testing.assert_allclose(_detectors.judge("knn", normal, rows).score, apart, rtol=1e-4)
+    np.testing.assert_allclose(_detectors.judge("knn", normal, [rows]).score, apart, rtol=1e-4)
     assert NearestNeighbors(n_neighbors=5).fit(normal).kneighbors(rows)[0].mean(1) == pytest.approx(apart, rel=1e-4)
     for name in ("isolation_forest", "one_class_svm"):  # high is anomalous: noise ten times as wide
         both = np.concatenate([rows, 10 * rows])
-        assert roc_auc_score(np.arange(60) >= 30, _detectors.judge(name, normal, both).score) > 0.95
+        assert roc_auc_score(np.arange(60) >= 30, _detectors.judge(name, normal, [both]).score) > 0.95
 
 
 def test_a_rival_of_bounded_rows_says_so() -> None:
     x = np.random.default_rng(0).normal(size=(2_001, 2)).astype(np.float32)
-    assert _detectors.judge("one_class_svm", x, x[:5]).words == "one-class SVM (on 2,000 rows)"
-    assert _detectors.judge("one_class_svm", x[:-1], x[:5]).words == "one-class SVM"
+    assert _detectors.judge("one_class_svm", x, [x[:5]]).words == "one-class SVM (on 2,000 rows)"
+    assert _detectors.judge("one_class_svm", x[:-1], [x[:5]]).words == "one-class SVM"
+    assert _detectors.judge("pca", x, [x[:5]], 9_000).words == "32 principal components (on 2,001 rows)"
 
 
 # -------------------------------------------------------------------------------------------------------- the protocol
@@ -169,8 +170,9 @@ def test_the_loss_of_a_lane_is_that_of_its_own_normal_rows(tmp_path: Path) -> No
             assert r.summary["metrics"][split]["loss"]["values"][k] == pytest.approx(error, rel=1e-4)
     kept = np.load(tmp_path / "artifacts" / "rows.npz", allow_pickle=False)
     for k in (0, 3, 9):
-        wanted = roc_auc_score(kept["y"] != k, kept["error"][k])
-        assert r.summary["metrics"]["test"]["auroc"]["values"][k] == pytest.approx(wanted, abs=1e-4)
+        for metric, kind in (("auroc", "relative"), ("error_auroc", "error"), ("distance_auroc", "distance")):
+            wanted = roc_auc_score(kept["y"] != k, kept[kind][k])
+            assert r.summary["metrics"]["test"][metric]["values"][k] == pytest.approx(wanted, abs=1e-4)
         np.testing.assert_array_equal(kept["anomalous"][k], kept["y"] != k)
     index = json.loads((tmp_path / "artifacts" / "index.json").read_text())
     assert {"problems", "scores", "roc", "normal_but_odd", "anomalous_but_plain"} == {e["name"] for e in index}

@@ -82,6 +82,7 @@ CASES = {
 # One variant of a config is tried by `make test`, those that compile for long by `make test-slow`.
 LATER = (
     "adversarial.py",
+    "anomaly.py",
     "certified.py",
     "cifar_fast.py",
     "edges.py:sobel",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from umbrella import baselines, losses, models
-from umbrella.data import Dataset, Source, batches, scaling
+from umbrella.data import Arrays, Dataset, Source, batches, sample, scaling
 from umbrella.objective import Array, Batch, Objective, Transform, View, chain, supervised
 from umbrella.pipelines._standard import Resolve, scale_of, select
 from umbrella.settings import SettingsError
@@ -18,6 +18,7 @@ from umbrella.transforms import pixels, reconstruct
 from umbrella.transforms.standardise import SCOPE, scaled, standardise
 
 ROWS = 1000  # of a pass
+ROOM = 2**28  # numbers in x: no more are taken at once, for what is computed from all of them
 # Techniques that leave the target what it is: one that moves an image would ask the model to move it back.
 FITTING = ("adversarial", "awp", "corruption", "cutout", "fgsm", "l1", "l2", "lora", "noise", "sam", "sparse")
 
@@ -155,9 +156,12 @@ def components(x: np.ndarray, size: int) -> Components:
     return Components(fitted.mean_, fitted.components_, time.perf_counter() - began, len(flat))
 
 
-def some(source: Source) -> np.ndarray:
-    """The x of a source: of all rows in memory, of a streamed one a random part."""
-    return baselines.part(source)["x"]
+def some(source: Source, most: int | None = None) -> np.ndarray:
+    """The x of a source: of all rows, or of a random part of at most `most` rows and ROOM numbers; where `most` is not
+    given, of what is streamed of at most LARGE rows."""
+    most = most or (len(source) if isinstance(source, Arrays) else baselines.LARGE)
+    size = source.__getitems__(np.zeros(1, np.int64))["x"].size
+    return source.__getitems__(sample(len(source), min(most, max(1, ROOM // size))))["x"]
 
 
 def explained(error: float, x: np.ndarray) -> float:

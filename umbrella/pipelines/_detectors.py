@@ -1,7 +1,7 @@
 """Scores of anomaly and what they are worth; detectors without a neural network. Floor 5."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -133,10 +133,15 @@ class Judged(NamedTuple):
     seconds: float
 
 
-def judge(name: str, normal: np.ndarray, rows: np.ndarray) -> Judged:
-    """The detector of that name, fitted on normal rows f32[N, D], on rows f32[M, D]."""
+def judge(name: str, normal: np.ndarray, parts: Iterable[np.ndarray], whole: int | None = None) -> Judged:
+    """The detector of that name, fitted on normal rows f32[N, D], on the rows of all parts f32[M, D].
+
+    Args:
+      whole: how many normal rows there are, when these are a part of them.
+    """
     rival, began = DETECTORS[name], time.perf_counter()
     few = np.sort(np.random.default_rng(0).permutation(len(normal))[: rival.most])
-    score = np.asarray(rival.fit(normal[few])(rows), np.float64)
-    words = rival.words + (f" (on {len(few):,} rows)" if len(few) < len(normal) else "")
+    scored = rival.fit(normal[few])
+    score = np.concatenate([np.asarray(scored(rows), np.float64) for rows in parts])
+    words = rival.words + (f" (on {len(few):,} rows)" if len(few) < (whole or len(normal)) else "")
     return Judged(words, score, time.perf_counter() - began)

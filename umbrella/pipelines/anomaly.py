@@ -220,17 +220,22 @@ def problem(
     normal: np.ndarray = dataset.info["normal"]
     y = {s: np.asarray(getattr(dataset, s).column("y")) for s in ("train", "validation", "test")}
 
+    def flat(x: np.ndarray) -> np.ndarray:
+        return made.of_stored(x).reshape(len(x), -1)
+
+    def tested() -> Iterator[np.ndarray]:
+        for start in range(0, len(dataset.test), _codes.ROWS):
+            rows = np.arange(start, min(start + _codes.ROWS, len(dataset.test)))
+            yield flat(dataset.test.__getitems__(rows)["x"])
+
     @functools.cache
     def rivals() -> tuple[tuple[_detectors.Judged, ...], ...]:
         """Of every problem, of every detector."""
-        x = made.of_stored(dataset.test.__getitems__(np.arange(len(dataset.test)))["x"])
         out = []
         for these in normal:
             rows = np.flatnonzero(these[y["train"]])
-            few = rows[data.sample(len(rows), 60_000)]
-            fit = made.of_stored(dataset.train.__getitems__(few)["x"])
-            flat, test = fit.reshape(len(fit), -1), x.reshape(len(x), -1)
-            out.append(tuple(_detectors.judge(name, flat, test) for name in names))
+            few = flat(_codes.some(data.Rows(dataset.train, rows), 60_000))
+            out.append(tuple(_detectors.judge(name, few, tested(), len(rows)) for name in names))
         return tuple(out)
 
     def beside() -> dict[str, dict[str, float]]:

@@ -9,7 +9,8 @@ import jax
 import numpy as np
 
 from umbrella.artifacts import Images, Scatter, Table
-from umbrella.data import Arrays, Dataset
+from umbrella.baselines import LARGE
+from umbrella.data import Arrays, Dataset, Rows, sample
 from umbrella.data.sources import info
 from umbrella.experiment import Experiment, Review
 from umbrella.objective import Array, View
@@ -121,7 +122,7 @@ def problem(dataset: Dataset, log: dict[str, Any], *, model: dict, baselines: bo
             each = [_codes.told(run, views.lane(k), dataset.test, key) for k in range(lanes)]
             numbers = [_numbers(t, x) for t in each]
             if labelled:
-                few = Arrays(dataset.train.__getitems__(_drawn(len(dataset.train))))
+                few = Rows(dataset.train, sample(len(dataset.train), LARGE))
                 y, y_test = few.column("y"), dataset.test.column("y")
                 for k, t in enumerate(each):
                     code = _codes.told(run, views.lane(k), few, key).code
@@ -129,22 +130,23 @@ def problem(dataset: Dataset, log: dict[str, Any], *, model: dict, baselines: bo
             merged = {m: [n[m] for n in numbers] for m in numbers[0]}
             metrics = {"test": merged if lanes > 1 else {m: v[0] for m, v in merged.items()}}
             rows = {"code": each[0].code, "error": each[0].error.astype(np.float32)}
-            return Review(metrics, _figures(views.lane(0), each[0], x, key, run), rows)
+            return Review(metrics, figures(views.lane(0), each[0], x, key), rows)
 
-        def _figures(view: View, t: _codes.Told, x: np.ndarray, key: Array, run: Any) -> Iterator[tuple[str, Any]]:
+        def figures(view: View, t: _codes.Told, x: np.ndarray, key: Array) -> Iterator[tuple[str, Any]]:
             pca = rival() if baselines else None
             rows = dataset.test.__getitems__(np.arange(min(MAPPED, len(dataset.test))))
             labels = rows["y"] if labelled else None
             names = tuple(dataset.info["class_names"] or ()) if labelled else ()
-            seen = np.asarray(run(view, {"x": rows["x"]}, key)["reconstruction"])
-            shape = dataset.info["shape"]
+            first, shape = made.of_stored(rows["x"]), dataset.info["shape"]
+            told = jax.device_get(run(view, {"x": rows["x"]}, key))
+            seen, code = told["reconstruction"], told["code"]
             if made.image and len(shape) == 3 and shape[-1] in (1, 3):
-                yield "reconstructions", _pictures(x, seen, pca, net.code)
+                yield "reconstructions", _pictures(first, seen, pca, net.code)
             if shape == (2,):
-                yield from _plane(made.back(x[: len(seen)]), made.back(seen), t.code[: len(seen)])
+                yield from _plane(made.back(first), made.back(seen), code)
             elif not made.image and len(shape) == 1:
-                yield "features", _by_feature(dataset, x[: len(seen)], seen, pca, net.code)
-            yield "codes", _map(t.code[: len(seen)], x[: len(seen)], labels, names, t.error[: len(seen)])
+                yield "features", _by_feature(dataset, first, seen, pca, net.code)
+            yield "codes", _map(code, labels, names, told["error"])
             yield "sizes", _sizes(t, x, pca, made, dataset)
             yield "sparsity", _sparsity(t.code, None if pca is None else pca.code(x)[:, : net.code])
 
@@ -156,7 +158,7 @@ def problem(dataset: Dataset, log: dict[str, Any], *, model: dict, baselines: bo
         error = float(pca.error(x, size).mean())
         line = {"loss": error, "r2": _codes.explained(error, x), "seconds": pca.seconds}
         if labelled:
-            few = dataset.train.__getitems__(_drawn(len(dataset.train)))
+            few = dataset.train.__getitems__(sample(len(dataset.train), LARGE))
             code, code_test = (pca.code(v)[:, :size] for v in (made.of_stored(few["x"]), x))
             test = dataset.test.column("y")
             if len(test) == len(x):
@@ -208,13 +210,6 @@ def _mean(values: np.ndarray) -> float:
     return float(kept.mean()) if len(kept) else float("nan")
 
 
-def _drawn(n: int) -> np.ndarray:
-    from umbrella.baselines import LARGE
-    from umbrella.data import sample
-
-    return sample(n, LARGE)
-
-
 # -------------------------------------------------------------------------------------------------------------- figures
 def _pictures(x: np.ndarray, seen: np.ndarray, pca: _codes.Components | None, size: int) -> Images:
     n = min(SHOWN, len(x))
@@ -253,9 +248,7 @@ def _by_feature(dataset: Dataset, x: np.ndarray, seen: np.ndarray, pca: _codes.C
     return Table(("feature", "autoencoder", "principal components"), tuple(rows), caption)
 
 
-def _map(
-    code: np.ndarray, x: np.ndarray, labels: np.ndarray | None, names: tuple[str, ...], error: np.ndarray
-) -> Scatter:
+def _map(code: np.ndarray, labels: np.ndarray | None, names: tuple[str, ...], error: np.ndarray) -> Scatter:
     flat, how = np.asarray(code, np.float64), "The two numbers of the code"
     if flat.shape[1] == 1:
         flat = np.concatenate([flat, error[:, None]], 1)
