@@ -1,4 +1,26 @@
-"""An autoencoder: examples by a few numbers each (Hinton and Salakhutdinov 2006)."""
+"""An autoencoder: examples by a few numbers each (Hinton and Salakhutdinov 2006).
+
+python launch.py --config=configs/autoencoder.py           scikit-learn's digits, by 8 numbers
+python launch.py --config=configs/autoencoder.py:mnist     MNIST by 32 numbers; --config.model.code=8 for another size
+python launch.py --config=configs/autoencoder.py:table     a table: --config.data.path=FILE.csv --config.data.target=COLUMN
+                                                           for your own, the target being left out of what is coded
+
+    denoising    --config.techniques=noise --config.noise.eps=0.3 --config.noise.norm=normal
+                 --config.evals='{"test": (), "noisy": ("noise",)}'; the input is corrupted and the target is not
+                 (Vincent et al. 2010)
+    sparse       --config.techniques=sparse --config.sparse.weight=3e-4 --config.model.code=64
+                 --config.model.code_activation=relu; or --config.sparse.penalty=kl with code_activation=sigmoid
+
+Measured on two busy cores of an AMD EPYC, on test: the mean squared error of a pixel in [0, 1], or of a standardised
+feature, beside principal components of the same number; 95 % intervals over seeds.
+
+    digits     3 seeds, 42 s in all       0.0121 [0.0113, 0.0130]    components 0.0243
+      with normal noise of 0.3 on the input, 3 seeds:  0.0476 without denoising, 0.0184 with it (clean: 0.0124)
+    mnist      1 seed, 3 minutes each, code 32: 0.0053, 16: 0.0087, 8: 0.0152    components 0.0168, 0.0269, 0.0374
+    table      3 seeds, 23 s in all       0.217 [0.213, 0.222]       components 0.229
+
+The report has reconstructions, a map of the codes, and what each size of code costs and explains.
+"""
 
 from ml_collections import ConfigDict
 

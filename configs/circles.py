@@ -1,4 +1,19 @@
-"""Two rings, one within the other, by a code of one number; and laid out in three dimensions."""
+"""Two rings, one within the other: by a code of one number, and laid out in three dimensions.
+
+python launch.py --config=configs/circles.py           a code of one number: along the rings, one after the other
+python launch.py --config=configs/circles.py:space     a code of three, in which a plane lies between the rings
+
+Measured on two busy cores of an AMD EPYC, on test; mean squared error of a standardised coordinate, 95 % intervals over
+5 seeds (--config.seeds=5).
+
+    line     106 s in all    0.027 [0.020, 0.035]    one principal component 0.488 (in closed form a half: it keeps one
+                                                     of two directions of equal variance)
+    space     88 s in all    0.0004, and softmax regression on the code tells the rings apart on all test points, with
+                             every seed; on the plane itself on 47.5 % of them. Without noise on the code the third
+                             number has nothing to do, and the rings stayed in one another with three of four seeds.
+
+The report colours the points by their code.
+"""
 
 from ml_collections import ConfigDict
 

@@ -106,7 +106,7 @@ def test_both_is_the_sum_of_what_normal_validation_rows_standardise() -> None:
 
 def test_the_rivals_are_what_they_say() -> None:
     r = np.random.default_rng(0)
-    normal, rows = r.normal(size=(80, 40)).astype(np.float32), r.normal(size=(30, 40)).astype(np.float32)
+    normal, rows = r.normal(size=(80, 70)).astype(np.float32), r.normal(size=(30, 70)).astype(np.float32)
     pca = PCA(32).fit(normal.astype(np.float64))
     wanted = ((pca.inverse_transform(pca.transform(rows)) - rows) ** 2).mean(1)
     np.testing.assert_allclose(_detectors.judge("pca", normal, [rows[:7], rows[7:]]).score, wanted, rtol=1e-3)
@@ -122,7 +122,7 @@ def test_a_rival_of_bounded_rows_says_so() -> None:
     x = np.random.default_rng(0).normal(size=(2_001, 2)).astype(np.float32)
     assert _detectors.judge("one_class_svm", x, [x[:5]]).words == "one-class SVM (on 2,000 rows)"
     assert _detectors.judge("one_class_svm", x[:-1], [x[:5]]).words == "one-class SVM"
-    assert _detectors.judge("pca", x, [x[:5]], 9_000).words == "32 principal components (on 2,001 rows)"
+    assert _detectors.judge("pca", x, [x[:5]], 9_000).words == "1 principal components (on 2,001 rows)"
 
 
 # -------------------------------------------------------------------------------------------------------- the protocol

@@ -71,7 +71,7 @@ def threshold(held: np.ndarray, rate: float) -> float:
 class Detector(NamedTuple):
     """A rival: fitted on normal rows f32[N, D], it scores rows; high is anomalous."""
 
-    words: str
+    words: str  # {} stands for the number of components
     most: int  # rows that it is fitted on at most: above, a random part, and its name says so
     fit: Callable[[np.ndarray], Callable[[np.ndarray], np.ndarray]]
 
@@ -79,8 +79,13 @@ class Detector(NamedTuple):
 def _pca(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     from sklearn.decomposition import PCA
 
-    fitted = PCA(min(32, *x.shape), random_state=0).fit(x)
+    fitted = PCA(_size(x), random_state=0).fit(x)
     return lambda rows: np.square(fitted.inverse_transform(fitted.transform(rows)) - rows).mean(1)
+
+
+def _size(x: np.ndarray) -> int:
+    """32 components, or half as many as x f[N, D] has numbers: all of them would leave no error."""
+    return min(32, len(x), max(1, x.shape[1] // 2))
 
 
 def _knn(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -105,7 +110,7 @@ def _svm(x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
 
 
 DETECTORS = {
-    "pca": Detector("32 principal components", 60_000, _pca),
+    "pca": Detector("{} principal components", 60_000, _pca),
     "knn": Detector(f"{NEIGHBOURS} nearest neighbours", 10_000, _knn),
     "isolation_forest": Detector("isolation forest", 60_000, _forest),
     "one_class_svm": Detector("one-class SVM", 2_000, _svm),  # time grows with the square of the rows
@@ -143,5 +148,7 @@ def judge(name: str, normal: np.ndarray, parts: Iterable[np.ndarray], whole: int
     few = np.sort(np.random.default_rng(0).permutation(len(normal))[: rival.most])
     scored = rival.fit(normal[few])
     score = np.concatenate([np.asarray(scored(rows), np.float64) for rows in parts])
-    words = rival.words + (f" (on {len(few):,} rows)" if len(few) < (whole or len(normal)) else "")
+    words = rival.words.format(_size(normal[few])) + (
+        f" (on {len(few):,} rows)" if len(few) < (whole or len(normal)) else ""
+    )
     return Judged(words, score, time.perf_counter() - began)
