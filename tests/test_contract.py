@@ -18,6 +18,7 @@ import pytest
 
 from tests.helpers import (
     C,
+    D,
     Net,
     adam,
     autoencoder,
@@ -35,7 +36,7 @@ from tests.helpers import (
 from umbrella import attacks, losses, metrics, parallel, transforms
 from umbrella.checkpoint import Checkpoints
 from umbrella.gradients import grad_of, microbatch
-from umbrella.models import MLP, VAE
+from umbrella.models import MLP, VAE, Autoencoder
 from umbrella.objective import Objective, Transform, chain, measure, supervised
 from umbrella.step import Step, ema, gather, guard, program, repeat, then, train_step, update
 from umbrella.train_state import create
@@ -70,6 +71,21 @@ def drawing(name: str, zero: dict[str, Any] | None, cost: float = 1.0, **full: A
 def unnormed() -> Objective:
     """A classifier whose rows do not meet in a norm."""
     return measure(accuracy=metrics.accuracy)(supervised(MLP(out=C, hidden=(8,)), losses.cross_entropy))
+
+
+def coder(hidden: int = 8) -> Objective:
+    """An autoencoder whose codes are in (0, 1)."""
+    net = Autoencoder(shape=(D,), code=4, hidden=(hidden,), code_activation="sigmoid")
+    return supervised(net, lambda out, y: losses.squared_error(out["output"], y))
+
+
+def sparse(penalty: Literal["l1", "kl"]) -> Row:
+    """Of the mean over rows, one penalty is linear and the other is not."""
+
+    def make(weight: float) -> Transform:
+        return transforms.sparse(lambda out: out["code"], weight=weight, penalty=penalty)
+
+    return Row(lambda o: make(0.1), lambda o: make(0.0), pictures, coder, microbatch=penalty == "l1")
 
 
 def attack(eps: float, **kw: Any) -> Transform:
@@ -184,6 +200,8 @@ TABLE = {
     ),
     "l1": Row(lambda o: transforms.l1(weight=1e-2), lambda o: transforms.l1(weight=0.0)),
     "l2": Row(lambda o: transforms.l2(weight=1e-2), lambda o: transforms.l2(weight=0.0)),
+    "sparse": sparse("l1"),
+    "sparse_kl": sparse("kl"),
     "lora": Row(
         lambda o: transforms.lora(rank=2), lambda o: transforms.lora(rank=2, alpha=0.0), eval="acts", adds=("lora",)
     ),
@@ -239,6 +257,8 @@ LATER = (
     "mixup",
     "noise",
     "pixels",
+    "sparse",
+    "sparse_kl",
     "trades",
     "vat",
 )  # which have a near relative among the first
@@ -430,6 +450,8 @@ def test_costs_the_flops_it_promises(name: str) -> None:
     wide = supervised(Net(width=512, drop=0.0), losses.cross_entropy)
     if row.objective is autoencoder:
         wide = autoencoder(hidden=512)
+    elif row.objective is coder:
+        wide = coder(hidden=512)
     elif row.objective is unnormed:
         wide = supervised(MLP(out=C, hidden=(512,)), losses.cross_entropy)
     big = tmap(lambda x: jnp.concatenate([x] * 8), row.batch())

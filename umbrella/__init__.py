@@ -19,7 +19,7 @@ _HOME = {
     "objective": "Aux Ctx Objective View add_term chain map_batch map_params measure supervised",
     "transforms": (
         "adversarial awp binarise certified corruption fgsm importance_weighted l1 l2 label_smoothing lora mixup pgd "
-        "pixels random_noise reconstruct sam trades vat"
+        "pixels random_noise reconstruct sam sparse trades vat"
     ),
     "gradients": "grad_of microbatch",
     "step": "After Step alternate ema gather guard program repeat stream then train_step update",

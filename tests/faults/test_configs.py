@@ -37,6 +37,12 @@ ATTACKED = (
     "--config.pgd40.steps=2",
 )
 CASES = {
+    "anomaly.py:digits": (),
+    "anomaly.py:mnist": (),
+    "anomaly.py:table": (),
+    "autoencoder.py:digits": (),
+    "autoencoder.py:mnist": (),
+    "autoencoder.py:table": (),
     "adversarial.py:digits": ATTACKED,
     "adversarial.py:mnist": ATTACKED,
     "adversarial.py:cifar10": (*ATTACKED, "--config.model={'name': 'mlp'}"),
@@ -47,6 +53,8 @@ CASES = {
     "cifar_fast.py:cifar10": ("--config.model.widths=(8, 16, 16)", "--config.batch_size=64"),
     "cifar_fast.py:digits": (),
     "cifar_fast.py:mnist": ("--config.model.widths=(8, 16, 16)", "--config.batch_size=64"),
+    "circles.py:line": (),
+    "circles.py:space": (),
     "cnn.py:digits": (),
     "cnn.py:mnist": (),
     "cnn.py:cifar10": (),
@@ -74,6 +82,7 @@ CASES = {
 # One variant of a config is tried by `make test`, those that compile for long by `make test-slow`.
 LATER = (
     "adversarial.py",
+    "anomaly.py",
     "certified.py",
     "cifar_fast.py",
     "edges.py:sobel",

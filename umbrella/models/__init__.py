@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from umbrella import settings
+from umbrella.models.autoencoder import Autoencoder
 from umbrella.models.cnn import CNN, LeNet
 from umbrella.models.fast import CifarFast
 from umbrella.models.filter import Filter
@@ -18,6 +19,7 @@ __all__ = [
     "MLP",
     "TABLE",
     "VAE",
+    "Autoencoder",
     "Bag",
     "CifarFast",
     "Filter",
@@ -31,6 +33,7 @@ __all__ = [
 ]
 
 TABLE = {
+    "autoencoder": Autoencoder,
     "bag": Bag,
     "cifar_fast": CifarFast,
     "cnn": CNN,

@@ -200,11 +200,12 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
         return {"mse": float(np.mean((back - flat) ** 2)), "active_units": float((mean.var(0) > IN_USE).sum())}
 
     def reconstructions(view: View, key: Array) -> Images:
-        rows = some(dataset.test, 20)
+        n = min(10, len(dataset.test) // 2) or 1
+        rows = some(dataset.test, 2 * n)
         x = np.asarray(model.read(rows["x"]))
         out = made(view, rows)[2].reshape(x.shape)
-        both = np.concatenate([x[:10], out[:10], x[10:], out[10:]])
-        return Images(both, min(10, len(x)), "Test images (odd rows) and what the model makes of them (even rows).")
+        both = np.concatenate([x[:n], out[:n], x[n:], out[n:]])
+        return Images(both, n, "Test images (odd rows) and what the model makes of them (even rows).")
 
     def samples(view: View, key: Array) -> Images:
         noise = jax.random.normal(key, (100, model.size))

@@ -17,6 +17,22 @@ from umbrella.pipelines._standard import Problem, Resolve, assemble, scale_of
 from umbrella.settings import SettingsError
 from umbrella.transforms import binarise, pixels, reconstruct
 
+# Not what turns an image whose target was made before it, nor what needs labels.
+FITTING = (
+    "adversarial",
+    "awp",
+    "corruption",
+    "cutout",
+    "fgsm",
+    "importance_weighted",
+    "kl",
+    "l1",
+    "l2",
+    "lora",
+    "noise",
+    "sam",
+)
+
 
 def build(config: Mapping[str, Any]) -> Experiment:
     """config -> Experiment.
@@ -132,6 +148,7 @@ def problem(
         baselines=all_rivals,
         scorer=lambda resolve: _latent.scorer(seen(resolve), dataset.train, asked),
         strange=asked.rate,
+        fitting=FITTING,
         asks=("x", "y") if conditional else ("x",),
     )
 

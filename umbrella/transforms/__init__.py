@@ -34,6 +34,7 @@ from umbrella.transforms.randaugment import randaugment
 from umbrella.transforms.reparam import lora
 from umbrella.transforms.sam import awp, awp_of_trainable, sam, sam_of_trainable
 from umbrella.transforms.smooth import trades, trades_of, vat, vat_of
+from umbrella.transforms.sparse import sparse
 
 __all__ = [
     "NAMED",
@@ -69,6 +70,7 @@ __all__ = [
     "reconstruct",
     "sam",
     "searched",
+    "sparse",
     "trades",
     "vat",
 ]
@@ -98,6 +100,7 @@ TABLE: dict[str, Callable[..., Transform]] = {
     "noise": noise_adversarial,
     "randaugment": randaugment,
     "sam": sam_of_trainable,
+    "sparse": sparse,
     "trades": trades_of,
     "vat": vat_of,
 }
@@ -122,6 +125,7 @@ TRAINING_ONLY = (
     "l2",
     "label_smoothing",
     "sam",
+    "sparse",
     "trades",
     "vat",
 )  # which an evaluation would not notice
