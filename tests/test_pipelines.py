@@ -520,7 +520,7 @@ def test_what_has_no_bounds_is_refused_before_it_trains(config: dict[str, Any], 
 
 def test_only_classifiers_have_bounds(quarters: np.ndarray) -> None:
     told = refused(generative(techniques=("certified",), certified=SETTINGS["certified"]))
-    assert "config.techniques: certified is about logits f32[B, C], which this objective's outputs are not" in told
+    assert "config.techniques: 'certified' is not for this pipeline's inputs" in told
 
 
 def test_an_attack_that_leaves_the_ball_is_no_evaluation() -> None:
