@@ -7,6 +7,7 @@ from umbrella import settings
 from umbrella.models.cnn import CNN, LeNet
 from umbrella.models.fast import CifarFast
 from umbrella.models.filter import Filter
+from umbrella.models.gan import Discriminator, Generator
 from umbrella.models.layers import Flatten, Sequential
 from umbrella.models.mlp import MLP
 from umbrella.models.resnet import ResNet
@@ -20,8 +21,10 @@ __all__ = [
     "VAE",
     "Bag",
     "CifarFast",
+    "Discriminator",
     "Filter",
     "Flatten",
+    "Generator",
     "LeNet",
     "ResNet",
     "Sequential",

@@ -29,6 +29,7 @@ from umbrella.transforms.batch import at_embedding, binarise, cutmix, label_smoo
 from umbrella.transforms.bound import importance_weighted
 from umbrella.transforms.certified import certified, certified_of
 from umbrella.transforms.corrupt import corruption
+from umbrella.transforms.diffaugment import diffaugment
 from umbrella.transforms.penalty import l1, l2
 from umbrella.transforms.randaugment import randaugment
 from umbrella.transforms.reparam import lora
@@ -52,6 +53,7 @@ __all__ = [
     "crop",
     "cutmix",
     "cutout",
+    "diffaugment",
     "elastic",
     "fgsm",
     "flip",
@@ -84,6 +86,7 @@ TABLE: dict[str, Callable[..., Transform]] = {
     "crop": crop,
     "cutmix": cutmix,
     "cutout": cutout,
+    "diffaugment": diffaugment,
     "elastic": elastic,
     "fgsm": fgsm_adversarial,
     "flip": flip,
@@ -107,6 +110,7 @@ DRAWING = (
     "crop",
     "cutmix",
     "cutout",
+    "diffaugment",
     "elastic",
     "flip",
     "mixup",
