@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
+NEIGHBOURS = 3  # which one ends a ball, as in Kynkaanniemi et al. 2019, section 3
 CHUNK = 1000  # rows of a matrix of distances that are made at once
 
 
@@ -71,7 +72,7 @@ class Manifold(NamedTuple):
     radii: F64  # [N], squared
 
 
-def manifold(features: np.ndarray, k: int = 3) -> Manifold:
+def manifold(features: np.ndarray, k: int = NEIGHBOURS) -> Manifold:
     """Raises ValueError when there are not more than k rows."""
     x = np.asarray(features, np.float64)
     if len(x) <= k:

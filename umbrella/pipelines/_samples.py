@@ -48,8 +48,9 @@ class Contest:
         self.dataset, self.scale = dataset, scale
         self._of, self._judge, self._rival = of, judge, rival
         self.size = min(MOST, len(dataset.test), len(dataset.train))  # rows on each side
-        # A classifier needs labels, and those of test to say how good it is.
-        self.labelled = bool(dataset.info["classes"]) and not {"train", "test"} & set(dataset.info["hidden"])
+        # A classifier needs labels, and those of test to say how good it is; a point of a manifold its neighbours.
+        told = bool(dataset.info["classes"]) and not {"train", "test"} & set(dataset.info["hidden"])
+        self.judges = told and self.size > frechet.NEIGHBOURS
 
     @functools.cached_property
     def judge(self) -> _judge.Judge:
@@ -57,8 +58,8 @@ class Contest:
 
     @functools.cached_property
     def train(self) -> np.ndarray:
-        """u8[N, H, W, C], all of it."""
-        return np.asarray(self.dataset.train.__getitems__(np.arange(len(self.dataset.train)))["x"])
+        """u8[N, H, W, C]: all of the training images when they lie in memory, else a part."""
+        return np.asarray(part(self.dataset.train)["x"])
 
     def rows(self, split: str, count: int) -> np.ndarray:
         """u8[n, H, W, C]: at most so many images of a split, always the same."""
@@ -96,7 +97,7 @@ class Contest:
 
     @functools.cached_property
     def rivals(self) -> dict[str, Told]:
-        gauss = pca_gaussian(part(self.dataset.train)["x"] / np.float32(self.scale), self.size)
+        gauss = pca_gaussian(self.train / np.float32(self.scale), self.size)
         draw = _judge.vae_sampler(self._rival, self._of)
         return {
             "training images": self.real,
@@ -169,10 +170,10 @@ def numbers(
 
     "copied" is the share of samples that are nearer to a training image than all but 1 % of test images are;
     "nearest_ratio" the median distance of samples to the nearest training image over that of test images. Without
-    labels these two are all there is.
+    a classifier these two are all there is.
     """
     out: dict[str, dict[str, list[float]]] = {"test": {}}
-    found = [contest.told(images[: contest.size]) for images in drawn] if contest.labelled else []
+    found = [contest.told(images[: contest.size]) for images in drawn] if contest.judges else []
     found = [told if ok else Told(*[float("nan")] * 4) for told, ok in zip(found, finite if found else (), strict=True)]
     for name in Told._fields if found else ():
         out["test"][name] = [getattr(f, name) for f in found]

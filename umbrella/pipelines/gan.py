@@ -96,7 +96,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     contest = Contest(
         dataset, scale, own.data, _judge.classifier(**on_the_side["judge"]), _judge.autoencoder(**on_the_side["rival"])
     )
-    unjudged = "The images have no labels to train a classifier on: samples are drawn and not judged."
+    unjudged = "Samples are drawn and not judged: the classifier that would do it needs labels of train and test."
     sections = {k: v for k, v in config.items() if isinstance(v, Mapping) and k not in settings.accepts(Game)}
     return Experiment(
         run=run,
@@ -109,7 +109,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         evals=evaluations(dataset, COLUMNS, run, dict.fromkeys(own.evals, both), both),
         review=reviewer(sampler(generator), generator.latent, contest, bool(run.baselines)) if own.evals else _unseen,
         predict=predictor(discriminator, scale),
-        baselines=lambda: {k: v._asdict() for k, v in contest.rivals.items()} if contest.labelled else {},
+        baselines=lambda: {k: v._asdict() for k, v in contest.rivals.items()} if contest.judges else {},
         better="frechet",  # which validation has at the end of a run
         rolls_back=own.on_nonfinite == "rollback",
         objective=both,
@@ -122,7 +122,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
             "data": settings.check(data.load, own.data, "data."),
             **log,
         },
-        notes=(*(() if contest.labelled else (unjudged,)), *repeated(len(dataset.train), run.batch_size)),
+        notes=(*(() if contest.judges else (unjudged,)), *repeated(len(dataset.train), run.batch_size)),
     )
 
 

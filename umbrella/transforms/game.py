@@ -177,8 +177,9 @@ def score_of(real: bool) -> Callable[[Array, Batch], Mean]:
 def side_by_side(**players: Objective) -> Objective:
     """All players' passes on one batch, as they are asked: for evaluation and for looking at, not for descending.
 
-    The metrics have the names of their players in front, "disc/loss". The loss is the sum of the losses; a player's
-    noise is that of its turn in `umbrella.step.alternate`.
+    The metrics have the names of their players in front, "disc/real_score". A player's loss is called its "objective",
+    as `umbrella.step.update` calls what it descends, for no loss of a game says how good anything is. The loss is the
+    sum of the losses; a player's noise is that of its turn in `umbrella.step.alternate`.
     """
 
     def init(batch: Batch, ctx: Ctx) -> tuple[Params, State]:
@@ -194,7 +195,11 @@ def side_by_side(**players: Objective) -> Objective:
             outputs={name: aux.outputs for name, aux in told.items()},
             per_example=auxes[-1].per_example,
             count=auxes[-1].count,
-            metrics={f"{name}/{k}": v for name, aux in told.items() for k, v in aux.metrics.items()},
+            metrics={
+                f"{name}/{'objective' if k == 'loss' else k}": v
+                for name, aux in told.items()
+                for k, v in aux.metrics.items()
+            },
         )
 
     return Objective(init, apply)
