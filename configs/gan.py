@@ -20,8 +20,8 @@ def get_config(variant: str = "digits") -> ConfigDict:
 
     if variant == "digits":
         c.generator = dict(latent=32, widths=(32, 64))
-        c.discriminator = dict(widths=(32, 64), norm="spectral")
-        c.loss = "hinge"
+        c.discriminator = dict(widths=(32, 64), norm="none")
+        c.r1 = 0.1
         c.diffaugment = dict(translation=0.125, cutout=0.25, fill=0.0)
         c.optimizer = dict(name="adam", b1=0.5, learning_rate=2e-3, schedule="linear", final=0.1)
         c.batch_size = 64
@@ -32,8 +32,8 @@ def get_config(variant: str = "digits") -> ConfigDict:
     elif variant == "mnist":
         c.data.validation = 0.1
         c.generator = dict(latent=64, widths=(32, 64))
-        c.discriminator = dict(widths=(32, 64), norm="spectral")
-        c.loss = "hinge"
+        c.discriminator = dict(widths=(32, 64), norm="none")
+        c.r1 = 0.1
         c.techniques = ()
         c.optimizer = dict(name="adam", b1=0.5, learning_rate=1e-3, schedule="linear", final=0.1)
         c.batch_size = 64

@@ -36,7 +36,7 @@ ATTACKED = (
     "--config.adversarial.steps=1",
     "--config.pgd40.steps=2",
 )
-# Not judged by a classifier of some thousand rows: what judges is tested elsewhere.
+# By a tiny classifier: what judges is tested elsewhere.
 SMALL_GAN = (
     "--config.generator.widths=(4, 8)",
     "--config.discriminator.widths=(4, 8)",
