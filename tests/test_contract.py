@@ -108,6 +108,11 @@ TABLE = {
     "elastic": drawing("elastic", dict(alpha=0.0), alpha=8.0, sigma=2.0),
     "colour": drawing("colour", dict(brightness=0.0, contrast=0.0), saturation=0.2, hue=0.1),
     "cutout": drawing("cutout", dict(size=0), size=4),
+    "diffaugment": drawing(
+        "diffaugment",
+        dict(brightness=0.0, saturation=0.0, contrast=0.0, translation=0.0, cutout=0.0),
+        cutout=0.5,
+    ),
     "randaugment": drawing("randaugment", dict(operations=0)),
     "corruption": Row(
         lambda o: transforms.corruption(kind="gaussian_noise"), None, photos, eval="acts", microbatch=False

@@ -26,7 +26,8 @@ from umbrella.settings import SettingsError
 KEY = jax.random.key(0)
 SETTINGS = {  # of every technique that has one without a default
     "adversarial": dict(eps=0.1),
-    **{name: {} for name in ("affine", "alternating_flip", "colour", "crop", "cutmix", "cutout", "elastic", "flip")},
+    **{name: {} for name in ("affine", "alternating_flip", "colour", "crop", "cutmix", "cutout", "diffaugment")},
+    **{name: {} for name in ("elastic", "flip")},
     "apgd": dict(eps=0.1, steps=3),
     "awp": {},
     "certified": dict(eps=0.05),

@@ -41,6 +41,7 @@ _MODULES = [
     "environment",
     "evaluation",
     "experiment",
+    "frechet",
     "gradients",
     "losses",
     "metrics",

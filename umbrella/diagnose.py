@@ -149,6 +149,8 @@ def _sound(config: Mapping[str, Any], shares: Sequence[float]) -> tuple[float, .
     """The shares; without those of a set that has no setting `rows`. Each can be read, so that hours of training do not
     end at one that cannot."""
     ex = pipelines.build(config)
+    if "model" not in ex.settings:
+        raise SettingsError(f"--mode=diagnose: is of one model; config.pipeline {ex.run.pipeline!r} has several")
     if "rows" not in ex.settings["data"]:
         return (1.0,)
     for share in shares:

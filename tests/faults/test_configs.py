@@ -22,7 +22,7 @@ SMALL = (
 PREPARED = ("airbench94", "cifar10", "mnist", "smoothed")  # variants whose set TensorFlow Datasets prepares
 SHAPES = {"airbench94": (32, 32, 3), "cifar10": (32, 32, 3), "mnist": (28, 28, 1), "smoothed": (28, 28, 1)}
 # A pass of a convolutional network over 10,000 images takes half a minute: these get a few rows of noise of that shape.
-STAND_INS = ("adversarial.py", "certified.py", "cifar_fast.py", "cnn.py", "ensemble.py", "resnet.py")
+STAND_INS = ("adversarial.py", "certified.py", "cifar_fast.py", "cnn.py", "ensemble.py", "gan.py", "resnet.py")
 # Variants whose texts are the user's: line i of a small file.
 TEXTS = {
     "reviews": lambda i: f"{('neg', 'pos')[i % 2]}\tit is {('dull', 'fine')[i % 2]} number {i}\n",
@@ -35,6 +35,13 @@ ATTACKED = (
     "--config.robustness.attacks=pgd",
     "--config.adversarial.steps=1",
     "--config.pgd40.steps=2",
+)
+# By a tiny classifier: what judges is tested elsewhere.
+SMALL_GAN = (
+    "--config.generator.widths=(4, 8)",
+    "--config.discriminator.widths=(4, 8)",
+    "--config.judge.widths=(4,)",
+    "--config.judge.train_for=2 steps",
 )
 CASES = {
     "anomaly.py:digits": (),
@@ -62,6 +69,9 @@ CASES = {
     "ensemble.py:digits": ("--config.seeds=2",),
     "ensemble.py:mnist": ("--config.seeds=2",),
     "edges.py:step": ("--config.batch_size=2",),  # of the one image: the tests run on two devices
+    "gan.py:digits": SMALL_GAN,
+    "gan.py:mnist": SMALL_GAN,
+    "gan.py:cifar10": SMALL_GAN,
     "mlp.py:digits": (),
     "mlp.py:mnist": ("--config.pgd40.steps=2",),
     "resnet.py:digits": (),
@@ -87,6 +97,7 @@ LATER = (
     "cifar_fast.py",
     "edges.py:sobel",
     "ensemble.py",
+    "gan.py",
     "resnet.py",
     "text_",
     "vae.py",

@@ -8,6 +8,7 @@ from umbrella.models.autoencoder import Autoencoder
 from umbrella.models.cnn import CNN, LeNet
 from umbrella.models.fast import CifarFast
 from umbrella.models.filter import Filter
+from umbrella.models.gan import Discriminator, Generator
 from umbrella.models.layers import Flatten, Sequential
 from umbrella.models.mlp import MLP
 from umbrella.models.resnet import ResNet
@@ -22,8 +23,10 @@ __all__ = [
     "Autoencoder",
     "Bag",
     "CifarFast",
+    "Discriminator",
     "Filter",
     "Flatten",
+    "Generator",
     "LeNet",
     "Likelihood",
     "ResNet",

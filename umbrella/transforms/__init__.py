@@ -29,6 +29,7 @@ from umbrella.transforms.batch import at_embedding, binarise, cutmix, label_smoo
 from umbrella.transforms.bound import importance_weighted, kl
 from umbrella.transforms.certified import certified, certified_of
 from umbrella.transforms.corrupt import corruption
+from umbrella.transforms.diffaugment import diffaugment
 from umbrella.transforms.penalty import l1, l2
 from umbrella.transforms.randaugment import randaugment
 from umbrella.transforms.reparam import lora
@@ -53,6 +54,7 @@ __all__ = [
     "crop",
     "cutmix",
     "cutout",
+    "diffaugment",
     "elastic",
     "fgsm",
     "flip",
@@ -87,6 +89,7 @@ TABLE: dict[str, Callable[..., Transform]] = {
     "crop": crop,
     "cutmix": cutmix,
     "cutout": cutout,
+    "diffaugment": diffaugment,
     "elastic": elastic,
     "fgsm": fgsm_adversarial,
     "flip": flip,
@@ -112,6 +115,7 @@ DRAWING = (
     "crop",
     "cutmix",
     "cutout",
+    "diffaugment",
     "elastic",
     "flip",
     "mixup",
