@@ -3,7 +3,8 @@
 python launch.py --config=configs/autoencoder.py           scikit-learn's digits, by 8 numbers
 python launch.py --config=configs/autoencoder.py:mnist     MNIST by 32 numbers; --config.model.code=8 for another size
 python launch.py --config=configs/autoencoder.py:table     a table; --config.data.path=FILE.csv for your own, with
-                                                           --config.data.target=COLUMN, which is left out of the code
+                                                           --config.data.target=COLUMN, which is left out of the code,
+                                                           or --config.data.labelled=False when there is none
 
     denoising    --config.techniques=noise --config.noise.eps=0.3 --config.noise.norm=normal
                  --config.evals='{"test": (), "noisy": ("noise",)}'; the input is corrupted and the target is not

@@ -29,6 +29,12 @@ SHOWN = (
     "ece_at_temperature",
     "verified",
     "radius",
+    "mse",
+    "auroc",
+    "average_precision",
+    "probe_accuracy",
+    "frechet",
+    "class_entropy",
 )
 
 
