@@ -156,6 +156,7 @@ def test_every_lane_reads_the_rows_of_its_own_problem(which: str) -> None:
         assert (slots[7]["lane"][k] == k).all()
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_lane_is_that_of_its_own_normal_rows(tmp_path: Path) -> None:
     """Of ten problems at once, by NumPy from what every lane makes of test and validation."""
     r = um.run(config(), workdir=tmp_path, quiet=True)

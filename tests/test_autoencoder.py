@@ -279,6 +279,7 @@ def test_a_table_is_standardised_by_train_and_predicted_in_its_own_units() -> No
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
+@pytest.mark.slow
 def test_a_run_of_two_seeds_says_what_the_report_shows(tmp_path: Path) -> None:
     r = um.run(config(seeds=2), workdir=tmp_path, quiet=True)
     test = r.summary["metrics"]["test"]

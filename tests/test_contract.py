@@ -257,6 +257,7 @@ LATER = (
     "importance_weighted",
     "importance_weighted_dreg",
     "kl",
+    "kl_free_bits",
     "l1",
     "l2",
     "mixup",

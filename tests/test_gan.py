@@ -110,6 +110,7 @@ def test_the_discriminators_loss_is_the_sum_of_two_means() -> None:
     np.testing.assert_allclose(scores[8:], own, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_game_written_out_has_the_same_gradients() -> None:
     """Plain JAX, with the same codes: mean softplus(-D(G(z))) in G, mean softplus(-D(x)) + mean softplus(D(G(z))) in D.
     What the other player would get is not asked for."""
@@ -138,6 +139,7 @@ def test_a_game_written_out_has_the_same_gradients() -> None:
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(both["gen"]))  # nothing flows into samples
 
 
+@pytest.mark.slow
 def test_padding_does_not_count() -> None:
     disc, gen = players()
     batch = images(8)
@@ -235,6 +237,7 @@ def test_each_player_moves_alone() -> None:
             assert not bits(getattr(new, part)[own], getattr(ts, part)[own]), (own, part)
 
 
+@pytest.mark.slow
 def test_five_turns_of_the_critic_see_a_fifth_of_the_batch_each() -> None:
     from umbrella.pipelines.gan import of_every
 
@@ -250,7 +253,10 @@ def test_five_turns_of_the_critic_see_a_fifth_of_the_batch_each() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- models
-@pytest.mark.parametrize("shape", [(28, 28, 1), (8, 8, 1), (7, 5, 3)])
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param((28, 28, 1), marks=pytest.mark.slow), (8, 8, 1), pytest.param((7, 5, 3), marks=pytest.mark.slow)],
+)
 def test_any_side_is_drawn_and_judged(shape: tuple[int, ...]) -> None:
     net = Generator(shape=shape, latent=4, widths=(4, 6))
     x, _ = net.init_with_output(jax.random.key(0), jnp.ones((3, 4)), train=False)
@@ -276,6 +282,7 @@ def test_the_spectral_norm_is_the_largest_singular_value() -> None:
     np.testing.assert_allclose(net.apply(variables, x, train=False), net.apply(larger, x, train=False), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_no_row_of_a_discriminator_meets_another() -> None:
     for norm in ("none", "spectral", "layer", "group", "instance"):
         net = Discriminator(widths=(4, 8), norm=norm)  # type: ignore[arg-type]
@@ -330,6 +337,7 @@ def test_places_move_by_whole_pixels_and_a_rectangle_is_covered() -> None:
     assert rows.max() == columns.max() == 4 and rows.min() >= 2  # half the side; at the border a part lies outside
 
 
+@pytest.mark.slow
 def test_both_players_look_through_it_and_a_slope_comes_back() -> None:
     disc, gen = players(between=(diffaugment(),))
     plain, _ = players()
@@ -395,6 +403,7 @@ def test_each_player_has_the_optimiser_that_was_asked_for() -> None:
     assert own["name"] == "sgd" and "b1" not in own
 
 
+@pytest.mark.slow
 def test_an_evaluation_is_of_what_predict_says() -> None:
     """real_score of the test split is the mean of the scores that predict gives; the loss by NumPy from the scores."""
     ex = pipelines.build(config())
@@ -407,6 +416,7 @@ def test_an_evaluation_is_of_what_predict_says() -> None:
     assert set(told) == {"disc/objective", "disc/real_score", "disc/fake_score", "gen/objective"}
 
 
+@pytest.mark.slow
 def test_the_judge_is_trained_once_and_kept() -> None:
     """The second time nothing is trained and every number is the same; another seed of the split is another judge."""
     of, how = {"name": "digits"}, _judge.classifier(widths=(4,), features=8, train_for="2 steps")

@@ -223,7 +223,11 @@ def test_rate_and_distortion_are_the_bound(name: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "above", "conditional"), [("u.csv", 0, False), ("u.csv", 2, False), ("ink.npz", 0, True)]
+    ("name", "above", "conditional"),
+    [
+        ("u.csv", 0, False),
+        *(pytest.param(*c, marks=pytest.mark.slow) for c in (("u.csv", 2, False), ("ink.npz", 0, True))),
+    ],
 )
 def test_more_weights_are_a_lower_estimate(name: str, above: int, conditional: bool, folder: Path) -> None:
     """By Jensen's inequality in the mean: -ELBO, then -log of the mean of 2 weights, of 100. With so wide a
@@ -258,6 +262,7 @@ def test_scores_are_of_the_parameters_that_training_resolves_to(folder: Path) ->
         assert gap(told, without) > 1e-3
 
 
+@pytest.mark.slow
 def test_what_the_planted_anomalies_are_told_of_labels(folder: Path) -> None:
     for name, conditional, words in (
         ("t.csv", True, "the model was told the label of the other half"),
@@ -271,6 +276,7 @@ def test_what_the_planted_anomalies_are_told_of_labels(folder: Path) -> None:
         assert all(0 <= float(row[1]) <= 1 and 0 <= float(row[2]) <= 1 for row in table.rows)
 
 
+@pytest.mark.slow
 def test_a_traversal_names_what_its_numbers_are(folder: Path) -> None:
     """With a second layer the prior of the first is no N(0, 1), so a KL against that would be none."""
     for above, words in ((0, "largest KL, in nats"), (2, "largest variance of the posterior mean")):
