@@ -96,6 +96,7 @@ def test_losses_and_slopes_are_finite_at_scores_of_ten_thousand(name: str) -> No
     assert slope == -1  # does not saturate where the discriminator is sure of a sample: -sigmoid(1e4)
 
 
+@pytest.mark.slow
 def test_the_discriminators_loss_is_the_sum_of_two_means() -> None:
     """By NumPy from the scores of eight images and of eight samples, which are the generator's own."""
     disc, _ = players("non_saturating")
@@ -182,6 +183,7 @@ def test_r1_of_a_linear_critic_is_in_closed_form() -> None:
     assert told == pytest.approx(wanted, rel=1e-5) and added == pytest.approx(1.5 * wanted, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_critic_without_a_slope_has_a_penalty_and_a_gradient() -> None:
     """(0 - 1)^2; the root has no slope at zero, and 0 is what a step can be made with."""
     _, told, (_, slope) = penalised(gradient_penalty(weight=1.0), np.zeros((60, 1)))
@@ -211,6 +213,7 @@ def test_r1_is_of_real_images_alone_and_the_penalty_of_points_between() -> None:
     assert told["gradient_penalty"].compute() == pytest.approx(np.mean((length - 1) ** 2), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_penalties_are_of_training() -> None:
     plain, _ = players()
     more, _ = players(between=(r1(gamma=1.0), gradient_penalty(weight=1.0)))

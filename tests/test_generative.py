@@ -342,6 +342,7 @@ def test_what_a_run_wrote_of_its_config_is_a_config(more: Mapping[str, Any], fol
     assert json.dumps(first, sort_keys=True) == json.dumps(again, sort_keys=True)
 
 
+@pytest.mark.slow
 def test_an_attack_is_on_the_image_and_not_on_the_label(folder: Path) -> None:
     """A ball of next to no size changes nothing, so what the model is told beside the image is what it was."""
     rows: dict[str, Any] = {}
