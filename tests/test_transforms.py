@@ -662,7 +662,7 @@ def test_what_is_added_inside_of_the_bound_stays() -> None:
     batch = batch | {"mask": f32([1, 1, 1, 0]), "weight": f32([2, 1, 0.5, 7])}
     tight = transforms.importance_weighted(losses.log_importance_weight, samples=4, chunk=2)
     penalty = transforms.l2(weight=0.3)
-    scaled = supervised(AUTO, partial(losses.negative_elbo, beta=9.0))
+    scaled = supervised(AUTO, lambda out, y: 9 * losses.negative_elbo(out, y))
     made = [tight(o), chain(penalty, tight)(o), chain(tight, penalty)(o), tight(scaled)]
     (bare, _), left, right, (other, _) = jax.jit(
         lambda p: [jax.value_and_grad(lambda q, f=f: f.apply(q, {}, batch, context())[0])(p) for f in made]

@@ -194,20 +194,19 @@ def reconstruction(outputs: Mapping[str, Array], y: Array) -> Array:
     return bernoulli(outputs["logits"], y)
 
 
-def negative_elbo(outputs: Mapping[str, Array], y: Array, *, beta: float = 1.0) -> Array:
+def negative_elbo(outputs: Mapping[str, Array], y: Array) -> Array:
     """The negative evidence lower bound in nats per example, by one sample of z and the analytic KL.
 
     Args:
       outputs: a VAE's: "logits" f32[B, ...], "mean" and "log_var" f32[B, L], the prior's where it is not N(0, 1).
       y: f32[B, ...], the pixels to be explained: in {0, 1} for the Bernoulli.
-      beta: weight of the KL term; 1 is the bound, anything else is no bound (Higgins et al. 2017).
 
     Returns:
       f32[B].
 
     Source: Kingma and Welling 2014, eq. 10.
     """
-    return reconstruction(outputs, y) + beta * _rows(kl_of_each(outputs))
+    return reconstruction(outputs, y) + _rows(kl_of_each(outputs))
 
 
 def log_importance_weight(outputs: Mapping[str, Array], y: Array, *, path: bool = False) -> Array:

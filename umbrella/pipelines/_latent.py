@@ -24,6 +24,8 @@ from umbrella.objective import (
     chain,
     map_params,
 )
+from umbrella.pipelines._codes import Components, components
+from umbrella.pipelines._detectors import gaussian
 from umbrella.pipelines._standard import Resolve
 from umbrella.settings import Count, Fraction
 from umbrella.transforms import importance_weighted
@@ -146,18 +148,12 @@ def _of_rows(model: Model, samples: int) -> Callable[[View, Batch, Score], Array
 
 
 def _distance(model: Model, view: View, train: Any) -> Callable[[Mapping[str, Any]], np.ndarray]:
-    """Mahalanobis 1936: sqrt((c - m)' S^-1 (c - m)), with mean and covariance of the codes of train."""
+    """rows -> f64[B], the Mahalanobis distance of their codes from those of train."""
     encode = jax.jit(model.encode)
     part = train.__getitems__(sample(len(train), FIT))
     codes = _by_parts(lambda rows: encode(view, rows)[0], {k: part[k] for k in model.columns})
-    centre = codes.mean(0)
-    inverse = np.linalg.pinv(np.atleast_2d(np.cov(codes, rowvar=False)), hermitian=True)
-
-    def distance(rows: Mapping[str, Any]) -> np.ndarray:
-        away = np.asarray(encode(view, rows)[0], np.float64) - centre
-        return np.sqrt(np.maximum(np.einsum("ni,ij,nj->n", away, inverse, away), 0))
-
-    return distance
+    fitted = gaussian(codes)
+    return lambda rows: fitted.distance(np.asarray(encode(view, rows)[0]))
 
 
 def _by_parts(fn: Callable[[Mapping[str, Any]], Any], rows: Mapping[str, np.ndarray], size: int = 500) -> np.ndarray:
@@ -378,31 +374,21 @@ def chimeras(x: np.ndarray) -> np.ndarray:
 
 def of_components(model: Model, dataset: Dataset, x: np.ndarray, size: int) -> list[tuple[str, int, float]]:
     """(name, numbers, mean squared error) of PCA with as many components, fitted to train."""
-    fitted = _components(model, dataset, size)
-    flat = _seen(model, x)
-    error = float(np.mean((fitted.inverse_transform(fitted.transform(flat)) - flat) ** 2))
-    return [("PCA", int(fitted.n_components_), error)]
+    fitted = _fitted(model, dataset, size)
+    return [("PCA", len(fitted.axes), float(fitted.error(_seen(model, x)).mean()))]
 
 
 def of_components_scores(
     model: Model, dataset: Dataset, own: np.ndarray, other: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """The rival of the scores: the squared error of PCA with 32 components, or half as many as there are features."""
-    features = int(np.prod(own.shape[1:]))
-    fitted = _components(model, dataset, min(32, max(1, features // 2)))
-
-    def error(x: np.ndarray) -> np.ndarray:
-        flat = _seen(model, x)
-        return np.asarray(((fitted.inverse_transform(fitted.transform(flat)) - flat) ** 2).sum(1))
-
-    return {f"error of PCA, {fitted.n_components_} components": (error(own), error(other))}
+    fitted = _fitted(model, dataset, min(32, max(1, int(np.prod(own.shape[1:])) // 2)))
+    errors = fitted.error(_seen(model, own)), fitted.error(_seen(model, other))
+    return {f"error of PCA, {len(fitted.axes)} components": errors}
 
 
-def _components(model: Model, dataset: Dataset, size: int) -> Any:
-    from sklearn.decomposition import PCA
-
-    part = _seen(model, dataset.train.__getitems__(sample(len(dataset.train), FIT))["x"])
-    return PCA(min(size, *part.shape), svd_solver="auto", random_state=0).fit(part)
+def _fitted(model: Model, dataset: Dataset, size: int) -> Components:
+    return components(_seen(model, some(dataset.train, FIT)["x"]), size)
 
 
 def _seen(model: Model, x: np.ndarray) -> np.ndarray:
