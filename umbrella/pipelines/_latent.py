@@ -1,6 +1,6 @@
 """What is told of a VAE beside its bound: what it draws, what its code is worth, what it finds strange. Floor 5."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -95,6 +95,11 @@ class Model(NamedTuple):
         return int(self.net.latent + self.net.above)
 
 
+Coded = tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]  # of rows: mean, log_var f64[N, L], what the mean decodes to f64[N, D]
+
+
 class Strange(NamedTuple):
     """How strange rows are told: see `plan`."""
 
@@ -179,8 +184,7 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
     def label_of(rows: Mapping[str, Any]) -> Any:
         return rows["y"] if model.labelled else None
 
-    def made(view: View, rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(mean, log_var, decoded mean) of rows."""
+    def made(view: View, rows: Mapping[str, np.ndarray]) -> Coded:
 
         def both(part: Mapping[str, Any]) -> np.ndarray:
             mean, log_var = encode(view, part)
@@ -190,8 +194,8 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
         out = _by_parts(both, {k: rows[k] for k in model.columns})
         return out[:, : model.size], out[:, model.size : 2 * model.size], out[:, 2 * model.size :]
 
-    def numbers(view: View, rows: Mapping[str, np.ndarray]) -> dict[str, float]:
-        mean, _, back = made(view, rows)
+    def numbers(rows: Mapping[str, np.ndarray], told: Coded) -> dict[str, float]:
+        mean, _, back = told
         flat = _seen(model, rows["x"])
         return {"mse": float(np.mean((back - flat) ** 2)), "active_units": float((mean.var(0) > IN_USE).sum())}
 
@@ -232,9 +236,7 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
         images = np.asarray(decode(view, z.reshape(len(used) * 11, -1), label))
         return Images(images, 11, caption, tuple(f"z{i}" for i in used))
 
-    def latent_map(view: View, key: Array) -> Scatter:
-        rows = some(dataset.test, 2000)
-        mean = made(view, rows)[0]
+    def latent_map(rows: Mapping[str, np.ndarray], mean: np.ndarray) -> Scatter:
         flat, how = mean, "The two latent variables"
         if mean.shape[1] == 1:
             flat, how = np.concatenate([mean, np.zeros_like(mean)], 1), "The latent variable"
@@ -249,10 +251,8 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
         what = "images" if pictures else "rows"
         return Scatter(flat, labels, f"{how} of {len(flat)} test {what}{coloured}.", names if told else ())
 
-    def compression(view: View, key: Array) -> Table:
-        rows = some(dataset.test, ROWS)
+    def compression(rows: Mapping[str, np.ndarray], back: np.ndarray) -> Table:
         x = _seen(model, rows["x"])
-        mean, _, back = made(view, rows)
         per = x.shape[1]
         unit = "pixel" if pictures else "feature"
         size = int(model.net.latent)  # what is above them is not decoded
@@ -298,19 +298,18 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
         )
         return Curves(series, "rate", "distortion", caption, dashed=(tuple(series)[1],))
 
-    def strange(view: View, key: Array) -> Table:
-        rows = {k: v for k, v in some(dataset.test, ROWS).items() if k in model.columns}
+    def scored(view: View, rows: Mapping[str, np.ndarray], kind: Score) -> np.ndarray:
+        given = {k: rows[k] for k in model.columns}
+        return _by_parts(lambda part: of_row(view, part, kind), given, min(500, len(rows["x"])))
+
+    def strange(view: View, rows: Mapping[str, np.ndarray], nll: np.ndarray) -> Table:
+        rows = {k: rows[k] for k in model.columns}
         other = {**rows, "x": chimeras(rows["x"])}
         away = _distance(model, view, dataset.train)
-        found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        asked_of: tuple[Score, ...] = ("elbo", "nll")
-        size = min(500, len(rows["x"]))
-        for kind in asked_of:
-
-            def told(part: Mapping[str, Any], kind: Score = kind) -> Array:
-                return of_row(view, part, kind)
-
-            found[SCORES[kind]] = _by_parts(told, rows, size), _by_parts(told, other, size)
+        found = {
+            SCORES["elbo"]: (scored(view, rows, "elbo"), scored(view, other, "elbo")),
+            SCORES["nll"]: (nll, scored(view, other, "nll")),
+        }
         found[SCORES["mahalanobis"]] = _by_parts(away, rows), _by_parts(away, other)
         found |= of_components_scores(model, dataset, rows["x"], other["x"])
         y = np.repeat([0, 1], len(rows["x"]))
@@ -327,10 +326,7 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
         )
         return Table(("score", "area under ROC", "found at 5 % false alarms"), tuple(table), caption)
 
-    def strangest(view: View, key: Array) -> Images:
-        rows = some(dataset.test, ROWS)
-        given = {k: rows[k] for k in model.columns}
-        nll = _by_parts(lambda p: of_row(view, p, "nll"), given, min(500, len(rows["x"])))
+    def strangest(rows: Mapping[str, np.ndarray], nll: np.ndarray) -> Images:
         worst = np.argsort(-nll)[:20]
         caption = f"The 20 of {len(nll)} test images that the model finds least probable, the strangest first."
         return Images(np.asarray(model.read(rows["x"][worst])), 10, caption)
@@ -338,19 +334,26 @@ def review(model: Model, dataset: Dataset, names: tuple[str, ...], asked: Strang
     def run(views: View, key: Array) -> Review:
         lanes = len(jax.tree.leaves(views.params)[0])
         rows = some(dataset.test, ROWS)
-        each = [numbers(views.lane(k), rows) for k in range(lanes)]
+        coded = [made(views.lane(k), rows) for k in range(lanes)]
+        each = [numbers(rows, c) for c in coded]
         told = {name: np.asarray([e[name] for e in each]) for name in each[0]}
         metrics = {"test": told if lanes > 1 else {k: float(v[0]) for k, v in told.items()}}
-        drawn: dict[str, Callable[[View, Array], Any]] = {}
+        return Review(metrics, figures(views.lane(0), key, rows, coded[0]))
+
+    def figures(view: View, key: Array, rows: Mapping[str, np.ndarray], told: Coded) -> Iterator[tuple[str, Any]]:
+        mean, _, back = told
         if pictures:
-            drawn = {"samples": samples, "reconstructions": reconstructions, "traversal": traversal}
-        drawn |= {"latent_map": latent_map, "compression": compression}
+            yield "samples", samples(view, key)
+            yield "reconstructions", reconstructions(view, key)
+            yield "traversal", traversal(view, key)
+        yield "latent_map", latent_map(rows, mean)
+        yield "compression", compression(rows, back)
         if not model.net.above:
-            drawn["rate_distortion"] = rate_distortion
-        drawn["anomalies"] = strange
+            yield "rate_distortion", rate_distortion(view, key)
+        nll = scored(view, rows, "nll")
+        yield "anomalies", strange(view, rows, nll)
         if pictures:
-            drawn["strangest"] = strangest
-        return Review(metrics, ((name, fn(views.lane(0), key)) for name, fn in drawn.items()))
+            yield "strangest", strangest(rows, nll)
 
     return run
 
