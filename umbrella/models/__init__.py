@@ -12,6 +12,7 @@ from umbrella.models.gan import Discriminator, Generator
 from umbrella.models.layers import Flatten, Sequential
 from umbrella.models.mlp import MLP
 from umbrella.models.resnet import ResNet
+from umbrella.models.series import SeriesLinear, SeriesTCN, SeriesTransformer
 from umbrella.models.text import Bag, TextCNN
 from umbrella.models.vae import VAE, Likelihood
 
@@ -31,6 +32,9 @@ __all__ = [
     "Likelihood",
     "ResNet",
     "Sequential",
+    "SeriesLinear",
+    "SeriesTCN",
+    "SeriesTransformer",
     "TextCNN",
     "build",
 ]
@@ -44,6 +48,9 @@ TABLE = {
     "lenet": LeNet,
     "mlp": MLP,
     "resnet": ResNet,
+    "series_linear": SeriesLinear,
+    "series_tcn": SeriesTCN,
+    "series_transformer": SeriesTransformer,
     "text_cnn": TextCNN,
     "vae": VAE,
 }
