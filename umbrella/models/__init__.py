@@ -11,6 +11,7 @@ from umbrella.models.filter import Filter
 from umbrella.models.gan import Discriminator, Generator
 from umbrella.models.layers import Flatten, Sequential
 from umbrella.models.mlp import MLP
+from umbrella.models.recurrent import Recurrent
 from umbrella.models.resnet import ResNet
 from umbrella.models.text import Bag, TextCNN
 from umbrella.models.vae import VAE, Likelihood
@@ -29,6 +30,7 @@ __all__ = [
     "Generator",
     "LeNet",
     "Likelihood",
+    "Recurrent",
     "ResNet",
     "Sequential",
     "TextCNN",
