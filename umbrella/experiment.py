@@ -118,3 +118,4 @@ class Experiment(NamedTuple):
     asks: tuple[str, ...] = ("x",)  # the columns of the rows that predict and scorer are given
     scorer: Scorer | None = None  # how strange rows are, for --mode=clean
     strange: float = 0.0  # the share of validation rows above its threshold
+    kept: Mapping[str, Any] = {}  # JSON that checkpoints keep beside the arrays, such as a tokenizer

@@ -240,6 +240,7 @@ class Session:
             raise SettingsError(f"--workdir={self.workdir}: its checkpoint is of another program: {error}") from None
         if found is not None:
             ts, meta = self.place.state(found[0]), found[1]
+            self._check_kept(meta.get("kept", {}))
             self.rollbacks = self.rollbacks or list(meta.get("rollbacks", []))
             if self._patience and meta.get("best"):
                 self._best = (float(meta["best"][0]), int(meta["best"][1]))
@@ -263,6 +264,15 @@ class Session:
         else:
             self._say(f"Starting {self.workdir} from scratch.", say)
         return self.place.state(ts), 0
+
+    def _check_kept(self, kept: Mapping[str, Any]) -> None:
+        """That what the checkpoint keeps beside arrays is what is used now: numbers mean no words without it."""
+        now = json.loads(json.dumps(self.experiment.kept))
+        if lost := sorted(k for k in {*now, *kept} if now.get(k) != kept.get(k)):
+            raise SettingsError(
+                f"--workdir={self.workdir}: its checkpoint was made with another {lost[0]}, so the data have changed; "
+                "use another workdir"
+            )
 
     def _create(self, resident: Any) -> TrainState:
         ex = self.experiment
@@ -440,6 +450,7 @@ class Session:
             "rollbacks": self.rollbacks,
             "validation": self.summarised().get("validation") if self._validated == step else None,
             "best": self._best,
+            "kept": self.experiment.kept,
         }
         before = self.meter.seconds
         self.checkpoints.save(step, ts, meta)

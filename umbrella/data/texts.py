@@ -100,6 +100,32 @@ def docstrings(*, cache: bool) -> Found:
     return Found(f"docstrings of {', '.join(versions)}", digest, dict(splits), about)
 
 
+def read_text(path: pathlib.Path, encoding: str) -> str:
+    """A whole file, without the mark that some begin with.
+
+    Raises:
+      SettingsError: it cannot be read, is not in that encoding or is no text; no such encoding.
+    """
+    try:
+        content = path.read_bytes()
+        wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32"))
+        if b"\0" in content and not wide:
+            utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+            hint = "it begins as encoding='utf-16' does" if utf16 else "this is no text"
+            raise SettingsError(f"{path}: byte {content.index(0):,} is zero; {hint}")
+        return content.decode(encoding).removeprefix("\ufeff")
+    except LookupError:
+        raise SettingsError(
+            f"encoding={encoding!r}: no such encoding; utf-8, latin-1 and windows-1252 are some"
+        ) from None
+    except UnicodeDecodeError as e:
+        raise SettingsError(
+            f"{path}: byte {e.start:,} is not {encoding} text; name what it is, such as encoding='windows-1252'"
+        ) from None
+    except OSError as e:
+        raise SettingsError(f"{path}: cannot be read ({e.strerror})") from None
+
+
 # -------------------------------------------------------------------------------------------------------------- helpers
 def _said_by(package: str) -> list[str]:
     spec = importlib.util.find_spec(package)
@@ -120,24 +146,7 @@ def _files(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _lines(path: pathlib.Path, encoding: str) -> list[str]:
-    try:
-        content = path.read_bytes()
-        wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32"))
-        if b"\0" in content and not wide:
-            utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-            hint = "it begins as encoding='utf-16' does" if utf16 else "this is no text"
-            raise SettingsError(f"{path}: byte {content.index(0):,} is zero; {hint}")
-        return content.decode(encoding).removeprefix("\ufeff").split("\n")
-    except LookupError:
-        raise SettingsError(
-            f"encoding={encoding!r}: no such encoding; utf-8, latin-1 and windows-1252 are some"
-        ) from None
-    except UnicodeDecodeError as e:
-        raise SettingsError(
-            f"{path}: byte {e.start:,} is not {encoding} text; name what it is, such as encoding='windows-1252'"
-        ) from None
-    except OSError as e:
-        raise SettingsError(f"{path}: cannot be read ({e.strerror})") from None
+    return read_text(path, encoding).split("\n")
 
 
 def _found(source: str, key: str, texts: list[str], labels: list[str], where: str) -> Found:

@@ -9,14 +9,17 @@ from umbrella.models.cnn import CNN, LeNet
 from umbrella.models.fast import CifarFast
 from umbrella.models.filter import Filter
 from umbrella.models.gan import Discriminator, Generator
+from umbrella.models.language import BERT, GPT, RecurrentLM
 from umbrella.models.layers import Flatten, Sequential
 from umbrella.models.mlp import MLP
+from umbrella.models.recurrent import Recurrent
 from umbrella.models.resnet import ResNet
 from umbrella.models.series import SeriesLinear, SeriesTCN, SeriesTransformer
 from umbrella.models.text import Bag, TextCNN
 from umbrella.models.vae import VAE, Likelihood
 
 __all__ = [
+    "BERT",
     "CNN",
     "MLP",
     "TABLE",
@@ -27,9 +30,12 @@ __all__ = [
     "Discriminator",
     "Filter",
     "Flatten",
+    "GPT",
     "Generator",
     "LeNet",
     "Likelihood",
+    "Recurrent",
+    "RecurrentLM",
     "ResNet",
     "Sequential",
     "SeriesLinear",
@@ -42,11 +48,14 @@ __all__ = [
 TABLE = {
     "autoencoder": Autoencoder,
     "bag": Bag,
+    "bert": BERT,
     "cifar_fast": CifarFast,
     "cnn": CNN,
     "filter": Filter,
+    "gpt": GPT,
     "lenet": LeNet,
     "mlp": MLP,
+    "recurrent_lm": RecurrentLM,
     "resnet": ResNet,
     "series_linear": SeriesLinear,
     "series_tcn": SeriesTCN,
