@@ -86,7 +86,7 @@ def clopper_pearson(hits: int, n: int, level: float = 0.95) -> tuple[float, floa
     return low, float(beta.ppf(1 - tail, hits + 1, n - hits)) if hits < n else 1.0
 
 
-# ------------------------------------------------------------------------------------------------- volatility, intervals
+# ------------------------------------------------------------------------------------------------ volatility, intervals
 def qlike(forecast: ArrayLike, came: ArrayLike) -> F64:
     """s / v - log(s / v) - 1 f64[...] of a variance forecast v when s came: 0 when equal, robust to noise in s.
 
@@ -114,7 +114,7 @@ def coverage(low: ArrayLike, high: ArrayLike, came: ArrayLike) -> float:
     return float(((y >= np.asarray(low)) & (y <= np.asarray(high))).mean())
 
 
-# ----------------------------------------------------------------------------------------------------------------- tests
+# ---------------------------------------------------------------------------------------------------------------- tests
 class Compared(NamedTuple):
     difference: float  # mean loss of the first less that of the second: negative is better
     statistic: float

@@ -3,7 +3,7 @@
 import datetime
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -73,9 +73,9 @@ def _read(text: str, pattern: re.Pattern[str]) -> datetime.datetime | None:
     match = pattern.fullmatch(text.strip())
     if match is None:
         return None
-    part: Callable[[str, int], int] = lambda k, default: int(match.groupdict().get(k) or default)  # noqa: E731
+    parts = {"m": 1, "d": 1, "H": 0, "M": 0, "S": 0} | {k: int(v) for k, v in match.groupdict().items() if v}
     try:
-        return datetime.datetime(*(part(k, v) for k, v in (("y", 0), ("m", 1), ("d", 1), ("H", 0), ("M", 0), ("S", 0))))
+        return datetime.datetime(parts["y"], parts["m"], parts["d"], parts["H"], parts["M"], parts["S"])
     except ValueError:
         return None
 

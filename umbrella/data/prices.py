@@ -20,9 +20,9 @@ LOG_2 = float(np.log(2))
 def variance(prices: Series, estimator: Estimator) -> np.ndarray:
     """The variance f64[T] of each day's log price from its range, without the night before it; at least LEAST.
 
-    "parkinson": log(H / L)^2 / (4 log 2) (Parkinson 1980). "garman_klass": log(H / L)^2 / 2 - (2 log 2 - 1) log(C / O)^2
-    (Garman and Klass 1980, eq. 20, their practical one), whose own variance is 7.4 times smaller than that of the
-    squared return, where Parkinson's is 5.2 times smaller.
+    "parkinson": log(H / L)^2 / (4 log 2) (Parkinson 1980), 5.2 times as exact as the squared return of the same hours.
+    "garman_klass": log(H / L)^2 / 2 - (2 log 2 - 1) log(C / O)^2, 7.4 times as exact (Garman and Klass 1980, their
+    practical estimator). Both are of a Brownian motion without drift.
     """
     open_, high, low, close = np.log(prices.values[:, :4]).T
     of_range = np.square(high - low)

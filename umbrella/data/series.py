@@ -193,7 +193,8 @@ def _filled(
     where = f"row {lines[bad[0]]}, column {names[int(np.argmax(empty[bad[0]]))]!r}"
     if missing == "refuse":
         raise SettingsError(
-            f"{path}: {where}: is empty; config.data.missing='drop' leaves such rows out, 'previous' takes the value before"
+            f"{path}: {where}: is empty; with config.data.missing='drop' such rows are left out, with 'previous' the "
+            "value before stands there"
         )
     if len(bad) > max(1, MOST_DROPPED * len(when)):
         raise SettingsError(f"{path}: {where}: is empty, as are fields of {len(bad)} of {len(when)} rows; too many")

@@ -1,4 +1,4 @@
-"""Windows of series, and the folds of a walk forward: nothing that is trained on reaches into what is held out. Floor 4.
+"""Windows of series, and the folds of a walk forward: what is trained on ends before what is held out. Floor 4.
 
 A row is a series at one of its days, the origin: x is what was known by then, y what came after. The folds are cut by
 dates, the same for all series, and a row is of a fold's training part when the last day of its y is before the first
@@ -16,11 +16,11 @@ Walk = Literal["expanding", "rolling"]
 
 
 class Table(NamedTuple):
-    """What a series is to a forecaster. A feature of day t knows nothing after day t; NaN until there is enough past."""
+    """What a series is to a forecaster."""
 
     name: str
     dates: np.ndarray  # datetime64[s][T]
-    features: np.ndarray  # f64[T, F]
+    features: np.ndarray  # f64[T, F], of day t by what is known on day t; NaN until there is enough past
     z: np.ndarray  # f64[T], what is forecast
     change: bool  # whether a model is to say z_{t+h} - z_t, and not z_{t+h}
     last: tuple[int, ...] = ()  # features of which a window holds the difference to its last day
@@ -85,8 +85,8 @@ def rows(tables: list[Table], window: int, horizon: int) -> Rows:
     width = tables[0].features.shape[1]
     if (size := sum(len(t.z) for t in tables) * window * width * 4) > LIMIT:
         raise SettingsError(
-            f"config.data.window: windows of {window} rows and {width} features would take {size >> 20:,} MB, more than "
-            f"the {LIMIT >> 20:,} MB that are kept in memory; make them shorter, or leave out columns"
+            f"config.data.window: windows of {window} rows and {width} features would take {size >> 20:,} MB, more "
+            f"than the {LIMIT >> 20:,} MB that are kept in memory; make them shorter, or leave out columns"
         )
     parts = [_of_one(k, t, window, horizon) for k, t in enumerate(tables)]
     return Rows(*(np.concatenate(p) for p in zip(*parts, strict=True)))
@@ -107,7 +107,9 @@ def _of_one(k: int, t: Table, window: int, horizon: int) -> Rows:
     known = ahead[:, -1] < len(t.z)
     y = t.z[np.minimum(ahead, len(t.z) - 1)] - (t.z[origins, None] if t.change else 0)
     y[~known] = np.nan
-    first, final = (np.where(known, t.dates[np.minimum(ahead[:, i], len(t.z) - 1)], np.datetime64("NaT")) for i in (0, -1))
+    first, final = (
+        np.where(known, t.dates[np.minimum(ahead[:, i], len(t.z) - 1)], np.datetime64("NaT")) for i in (0, -1)
+    )
     return Rows(
         x.astype(np.float32),
         y.astype(np.float32),

@@ -14,7 +14,7 @@ from umbrella.models.layers import Flatten, Sequential
 from umbrella.models.mlp import MLP
 from umbrella.models.recurrent import Recurrent
 from umbrella.models.resnet import ResNet
-from umbrella.models.series import SeriesLinear, SeriesTCN, SeriesTransformer
+from umbrella.models.series import SeriesLinear, SeriesRNN, SeriesTCN, SeriesTransformer
 from umbrella.models.text import Bag, TextCNN
 from umbrella.models.vae import VAE, Likelihood
 
@@ -39,6 +39,7 @@ __all__ = [
     "ResNet",
     "Sequential",
     "SeriesLinear",
+    "SeriesRNN",
     "SeriesTCN",
     "SeriesTransformer",
     "TextCNN",
@@ -58,6 +59,7 @@ TABLE = {
     "recurrent_lm": RecurrentLM,
     "resnet": ResNet,
     "series_linear": SeriesLinear,
+    "series_rnn": SeriesRNN,
     "series_tcn": SeriesTCN,
     "series_transformer": SeriesTransformer,
     "text_cnn": TextCNN,

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from umbrella.models.layers import Conv
+from umbrella.models.recurrent import Cell, Recurrent
 from umbrella.models.transformer import Transformer
 from umbrella.settings import Count, Fraction
 
@@ -63,6 +64,31 @@ class SeriesLinear(nn.Module):
     def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
         h = nn.Dropout(self.dropout, deterministic=not train)(x.reshape((x.shape[0], -1)))
         return Head(self.horizon, self.tails, False, name="head")(h, x[:, -1])
+
+
+class SeriesRNN(nn.Module):
+    """Recurrent layers over the steps of the window, read at its last one.
+
+    Attributes:
+      horizon: H, decided by the data.
+      cell, width, layers: of `Recurrent`.
+      dropout: between layers, and of the last state.
+      tails, skip: see Head.
+    """
+
+    horizon: Count
+    cell: Cell = "lstm"
+    width: Count = 32
+    layers: Count = 1
+    dropout: Fraction = 0.1
+    tails: Tails = "student"
+    skip: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
+        states = Recurrent(self.width, self.cell, self.layers, dropout=self.dropout, name="recurrent")(x, train=train)
+        h = nn.Dropout(self.dropout, deterministic=not train)(states[:, -1])
+        return Head(self.horizon, self.tails, self.skip, name="head")(h, x[:, -1])
 
 
 class SeriesTCN(nn.Module):

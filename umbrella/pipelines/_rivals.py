@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from umbrella import forecasts, naive
+from umbrella.data.walk import Table
 from umbrella.pipelines._walks import Walked
 
 F64 = NDArray[np.float64]
@@ -42,7 +43,7 @@ def tested(walked: Walked) -> Tested:
     those = walked.members["test"]
     row = np.flatnonzero(those.any(0))
     fold = those[:, row].argmax(0)
-    of, at = walked.rows.series[row], walked.rows.at[row]
+    of = walked.rows.series[row]
     y, z = actual(walked, row)
     scale, spread = np.empty(len(row)), np.empty(len(row))
     for k, f in enumerate(walked.folds):
@@ -83,7 +84,7 @@ def rivals(walked: Walked, on: Tested) -> list[Told]:
             came = actual(walked, train)[0]
             for words, method in methods(walked).items():
                 began = time.perf_counter()
-                said = method(table.z, at) - (table.z[:, None] if table.change else 0)
+                said = method(table, at) - (table.z[:, None] if table.change else 0)
                 left = came - said[at]
                 left = left[np.isfinite(left).all(1)]
                 if "EWMA" in words and walked.target == "volatility":  # the log of a mean is more than the mean of logs
@@ -96,36 +97,40 @@ def rivals(walked: Walked, on: Tested) -> list[Told]:
     return list(made.values())
 
 
-Method = Callable[[F64, NDArray[np.int64]], F64]
+Method = Callable[[Table, NDArray[np.int64]], F64]
 
 
 def methods(walked: Walked) -> dict[str, Method]:
-    """name -> (z f64[T], training origins) -> forecasts of z f64[T, H]. "persistence" is the first."""
+    """name -> (series, training origins) -> forecasts of its z f64[T, H]. "persistence" is the first."""
     H, period = walked.horizon, walked.period
     window = walked.rows.x.shape[1]
-    out: dict[str, Method] = {"persistence": lambda z, rows: naive.persistence(z, H)}
+    out: dict[str, Method] = {"persistence": lambda t, rows: naive.persistence(t.z, H)}
     if walked.target == "volatility":
         return out | {
-            "mean": lambda z, rows: naive.mean(z, H, rows),
-            "EWMA .94": lambda z, rows: np.log(naive.ewma(np.exp(z), H)),
-            "EWMA, decay fitted": lambda z, rows: np.log(smoothed(np.exp(z), H, rows)),
-            "HAR": lambda z, rows: naive.har(z, H, rows),
-            f"AR({window})": lambda z, rows: naive.autoregression(z, H, rows, window),
+            "mean": lambda t, rows: naive.mean(t.z, H, rows),
+            "EWMA .94": lambda t, rows: np.log(naive.ewma(np.exp(t.z), H)),
+            "EWMA, decay fitted": lambda t, rows: np.log(smoothed(np.exp(t.z), H, rows)),
+            "HAR": lambda t, rows: naive.har(t.z, H, rows),
+            f"AR({window})": lambda t, rows: naive.autoregression(t.z, H, rows, window),
         }
-    out["drift"] = lambda z, rows: naive.drift(z, H, rows)
+    out["drift"] = lambda t, rows: naive.drift(t.z, H, rows)
     if walked.prices:
         return out | {
-            "momentum, EWMA .94": lambda z, rows: z[:, None] + _momentum(z, H),
-            "AR(5) of returns": lambda z, rows: naive.autoregression(z, H, rows, 5, changes=True),
-            f"AR({window}) of returns": lambda z, rows: naive.autoregression(z, H, rows, window, changes=True),
+            "momentum, EWMA .94": lambda t, rows: t.z[:, None] + _momentum(t.z, H),
+            "AR(5) of returns": lambda t, rows: naive.autoregression(t.z, H, rows, 5, changes=True),
+            f"AR({window}) of returns": lambda t, rows: naive.autoregression(t.z, H, rows, window, changes=True),
         }
     if period > 1:
-        out["seasonal naive"] = lambda z, rows: naive.seasonal(z, H, period)
-    return out | {
-        "EWMA, decay fitted": lambda z, rows: smoothed(z, H, rows),
-        f"AR({window})": lambda z, rows: naive.autoregression(z, H, rows, window),
-        f"AR({window}) of changes": lambda z, rows: naive.autoregression(z, H, rows, window, changes=True),
+        out["seasonal naive"] = lambda t, rows: naive.seasonal(t.z, H, period)
+    out |= {
+        "EWMA, decay fitted": lambda t, rows: smoothed(t.z, H, rows),
+        f"AR({window})": lambda t, rows: naive.autoregression(t.z, H, rows, window),
     }
+    if walked.beside:  # what the network sees beside the values: the calendar, other columns
+        out[f"AR({window}) and columns"] = lambda t, rows: naive.regression(
+            np.column_stack([naive.lagged(t.z, window), t.features[:, -walked.beside :]]), t.z, H, rows
+        )
+    return out
 
 
 def smoothed(z: F64, horizon: int, rows: NDArray[np.int64]) -> F64:

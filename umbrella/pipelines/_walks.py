@@ -9,6 +9,7 @@ import numpy as np
 
 from umbrella import data
 from umbrella.data import Data, Dataset, dates, prices, series, simulated, walk
+from umbrella.data.dates import written as dates_of
 from umbrella.data.sources import Rows, info
 from umbrella.data.walk import Fold, Scales, Table, Walk
 from umbrella.experiment import RunSettings
@@ -31,6 +32,7 @@ class Walked(NamedTuple):
     logs: bool  # whether a level is the exponential of what is forecast
     period: int  # of the seasons, 1 for none
     prices: bool
+    beside: int  # how many of the last features are not of the series' own past: the calendar, other columns
     notes: tuple[str, ...]
 
     def own(self, forecast: Any, z: Any, xp: Any = np) -> Any:
@@ -108,7 +110,7 @@ def stocks(
         z = np.log(one.column("close")) if target != "volatility" else np.log(prices.variance(one, estimator))
         tables.append(Table(one.name, one.dates, known, z, target != "volatility"))
     cut = {"test": test, "validation": validation, "count": folds, "walk": walk}
-    more = {"target": target, "logs": True, "period": 1, "prices": True, "notes": notes}
+    more = {"target": target, "logs": True, "period": 1, "prices": True, "beside": 0, "notes": notes}
     return _windows(path or name, source, tables, prices.FEATURES, window, horizon, cut, more)
 
 
@@ -178,7 +180,8 @@ def dated(
     if log:
         if (z <= 0).any():
             i = int(np.argmax(z <= 0))
-            raise SettingsError(f"config.data.log: {one.columns[0]!r} is {z[i]:g} on {one.dates[i]}; logs want positive values")
+            day = dates_of(one.dates[[i]])[0]
+            raise SettingsError(f"config.data.log: {one.columns[0]!r} is {z[i]:g} on {day}; logs want positive values")
         z = np.log(z)
     steps = np.r_[0.0, np.diff(z)]
     beside = one.values[:, 1 : 1 + len(inputs)]
@@ -188,6 +191,7 @@ def dated(
     names = ("value", "change", *inputs, *(clock if calendar else ()))
     cut = {"test": test, "validation": validation, "count": folds, "walk": walk}
     more = {"target": target, "logs": log, "period": period, "prices": False, "notes": notes}
+    more["beside"] = len(names) - 2
     return _windows(path or name, source, [table], names, window, horizon, cut, more)
 
 
@@ -243,7 +247,7 @@ def _windows(
 
 
 def _said(fold: Fold) -> str:
-    a, b, c, d = dates.written(np.array([fold.train, fold.validation, fold.test, fold.end]).astype("datetime64[D]"))
+    a, b, c, d = dates_of(np.array([fold.train, fold.validation, fold.test, fold.end]).astype("datetime64[D]"))
     return f"Trained on {a} to before {b}, validated to before {c}, tested to before {d}."
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from umbrella import losses, models
 from umbrella.data import Dataset
 from umbrella.experiment import Experiment, Review
+from umbrella.metrics import Mean, mask_of
 from umbrella.objective import (
     Array,
     Aux,
@@ -26,8 +27,7 @@ from umbrella.objective import (
     measure,
     supervised,
 )
-from umbrella.metrics import Mean, mask_of
-from umbrella.pipelines import _forecasts, _walks
+from umbrella.pipelines import _forecasts, _judged, _walks
 from umbrella.pipelines._standard import Problem, Resolve, assemble
 from umbrella.settings import NonNegative, SettingsError
 
@@ -110,7 +110,7 @@ def problem(dataset: Dataset, log: dict[str, Any], *, model: dict, cost: NonNega
         context={"bounds": None, "on": "x", "where": None},
         review=review,
         predict=predict,
-        baselines=lambda: _forecasts.baselines(dataset, cost),
+        baselines=lambda: _judged.baselines(dataset, cost),
         notes=walk.notes,
         fitting=FITTING,
         asks=("x", "series", "z", "date", "time"),
