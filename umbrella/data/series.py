@@ -219,7 +219,7 @@ def _gaps(path: pathlib.Path, when: np.ndarray) -> tuple[str, ...]:
     kinds, counts = np.unique(step, return_counts=True)
     common = int(kinds[np.argmax(counts)])
     day = 86_400
-    longest = 7 * day if common == day and (step > day).mean() > 0.1 else common  # markets close at weekends
+    longest = 7 * day if common == day and (step == 3 * day).mean() > 0.1 else common  # markets close at weekends
     if 28 * day <= common <= 31 * day:  # months are not of one length
         longest = 31 * day
     over = np.flatnonzero(step > longest)

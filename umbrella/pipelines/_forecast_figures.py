@@ -75,7 +75,9 @@ def _against(name: str, rival: Told, found: forecasts.Compared, j: Judged) -> st
     how = f"squared error {change:+.1f} %, Diebold-Mariano {found.statistic:.2f}, p = {found.p:.2g}"
     if not found.p < SURE:
         return f"No better than {rival.words}: {how}."
-    return f"{'Better' if found.difference < 0 else 'WORSE'} than {rival.words}: {how}."
+    if found.difference > 0:
+        return f"No better than {rival.words}, but worse: {how}."
+    return f"Better than {rival.words}: {how}."
 
 
 # ---------------------------------------------------------------------------------------------------------- the figures
