@@ -1,6 +1,6 @@
 """Language models of characters, or of byte pairs: the next one from those before it.
 
-    python launch.py --config=configs/char_lm.py          a small GPT
+python launch.py --config=configs/char_lm.py          a small GPT
 """
 
 from ml_collections import ConfigDict

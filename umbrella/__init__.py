@@ -38,6 +38,7 @@ _MODULES = [
     "bounds",
     "checkpoint",
     "data",
+    "decoding",
     "environment",
     "evaluation",
     "experiment",
