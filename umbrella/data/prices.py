@@ -12,6 +12,7 @@ from umbrella.data.series import Series
 
 Estimator = Literal["parkinson", "garman_klass"]
 FEATURES = ("return", "overnight", "variance", "variance, 5 days", "variance, 22 days", "volume")
+MARKET = ("market return", "market variance")
 WARM = 22  # days before the first feature: a trading month, as HAR has it
 LEAST = 1e-8  # of a day's variance: a standard deviation of a hundredth of a percent, where nothing moved
 LOG_2 = float(np.log(2))
@@ -49,6 +50,23 @@ def features(prices: Series, estimator: Estimator) -> np.ndarray:
     made[:, 5] = np.log((volume + 1) / (trailing(volume, 22) + 1))  # a day without trade is a number, too
     made[:WARM] = np.nan
     return made
+
+
+def market(all_prices: list[Series], estimator: Estimator) -> list[np.ndarray]:
+    """f64[T, 2] of every series by MARKET, NaN on its first WARM days: the mean return and the mean log variance of the
+    day over all series that have this day. Of a series alone, its own."""
+    days = np.unique(np.concatenate([s.dates for s in all_prices]))
+    table = np.full((len(all_prices), len(days), 2), np.nan)
+    places = [np.searchsorted(days, s.dates) for s in all_prices]
+    for row, place, s in zip(table, places, all_prices, strict=True):
+        row[place[1:], 0] = np.diff(np.log(s.column("close")))
+        row[place, 1] = np.log(variance(s, estimator))
+    there = np.isfinite(table)
+    mean = np.where(there, table, 0).sum(0) / np.maximum(there.sum(0), 1)
+    out = [mean[place] for place in places]
+    for one in out:
+        one[:WARM] = np.nan
+    return out
 
 
 def trailing(x: np.ndarray, days: int) -> np.ndarray:

@@ -155,7 +155,7 @@ class SeriesTransformer(nn.Module):
     Attributes:
       horizon: H, decided by the data.
       width, layers, heads, dropout: of the Transformer.
-      positions: "sinusoidal" or "rotary".
+      positions: "learned" or "rotary".
       tails, skip: see Head.
     """
 
@@ -164,7 +164,7 @@ class SeriesTransformer(nn.Module):
     layers: Count = 2
     heads: Count = 4
     dropout: Fraction = 0.1
-    positions: Literal["sinusoidal", "rotary"] = "sinusoidal"
+    positions: Literal["learned", "rotary"] = "learned"
     tails: Tails = "student"
     skip: bool = True
 
@@ -176,6 +176,7 @@ class SeriesTransformer(nn.Module):
             self.layers,
             self.heads,
             positions=self.positions,
+            length=x.shape[1],
             causal=True,
             dropout=self.dropout,
             name="transformer",

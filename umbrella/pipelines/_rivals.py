@@ -106,13 +106,16 @@ def methods(walked: Walked) -> dict[str, Method]:
     window = walked.rows.x.shape[1]
     out: dict[str, Method] = {"persistence": lambda t, rows: naive.persistence(t.z, H)}
     if walked.target == "volatility":
-        return out | {
+        out |= {
             "mean": lambda t, rows: naive.mean(t.z, H, rows),
             "EWMA .94": lambda t, rows: np.log(naive.ewma(np.exp(t.z), H)),
             "EWMA, decay fitted": lambda t, rows: np.log(smoothed(np.exp(t.z), H, rows)),
             "HAR": lambda t, rows: naive.har(t.z, H, rows),
             f"AR({window})": lambda t, rows: naive.autoregression(t.z, H, rows, window),
         }
+        if walked.beside and len(walked.tables) > 1:  # HAR of the market and of the last return, too, as a network sees
+            out["HAR of all features"] = lambda t, rows: naive.regression(t.features, t.z, H, rows)
+        return out
     out["drift"] = lambda t, rows: naive.drift(t.z, H, rows)
     if walked.prices:
         return out | {

@@ -66,6 +66,7 @@ def stocks(
     folds: Count = 1,
     walk: Walk = "expanding",
     estimator: prices.Estimator = "garman_klass",
+    market: bool = True,
     missing: series.Missing = "drop",
     dates: dates.Order = "found",
     shuffled: bool = False,
@@ -83,6 +84,7 @@ def stocks(
       window: days that a model sees.
       test, validation, folds, walk: see `umbrella.data.walk.folds`.
       estimator: of a day's variance.
+      market: a model sees the mean return and log variance of all series on each day, too.
       missing: what an empty field means, see `umbrella.data.series.read_csv`.
       dates: the order of day and month.
       shuffled: the days of each series in another order: a check, nothing can be foreseen then.
@@ -105,13 +107,15 @@ def stocks(
         found = [prices.shuffled(s, seed + i) for i, s in enumerate(found)]
         source, notes = f"{source}, days shuffled", (*notes, "The days of every series are shuffled: a check.")
     tables = []
-    for one in found:
-        known = prices.features(one, estimator)
+    beside = prices.market(found, estimator) if market else [np.empty((len(s.dates), 0)) for s in found]
+    for one, others in zip(found, beside, strict=True):
+        known = np.concatenate([prices.features(one, estimator), others], 1)
         z = np.log(one.column("close")) if target != "volatility" else np.log(prices.variance(one, estimator))
         tables.append(Table(one.name, one.dates, known, z, target != "volatility"))
     cut = {"test": test, "validation": validation, "count": folds, "walk": walk}
-    more = {"target": target, "logs": True, "period": 1, "prices": True, "beside": 0, "notes": notes}
-    return _windows(path or name, source, tables, prices.FEATURES, window, horizon, cut, more)
+    more = {"target": target, "logs": True, "period": 1, "prices": True, "beside": beside[0].shape[1], "notes": notes}
+    names = (*prices.FEATURES, *(prices.MARKET if market else ()))
+    return _windows(path or name, source, tables, names, window, horizon, cut, more)
 
 
 def dated(
