@@ -19,5 +19,4 @@ def get_config(variant: str = "seasons") -> ConfigDict:
     c.train_for = "40 epochs"
     c.eval_batch_size = 500
     c.log_every, c.eval_every, c.checkpoint_every = "50 steps", "2 epochs", "2 epochs"
-    c.keep_best = "loss"
     return c

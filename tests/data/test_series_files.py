@@ -345,3 +345,21 @@ def test_generated_seasons_have_their_seasons() -> None:
     assert made.dates[0] == np.datetime64("2012-01-02") and log[-365:].mean() - log[:365].mean() == pytest.approx(
         0.7, abs=0.05
     )
+
+
+@pytest.mark.parametrize("t", [23, 100, 199])
+def test_the_market_knows_no_future_either(t: int) -> None:
+    """Of every series, whichever of them is changed; and of a day it is the mean over those that have the day."""
+    made = simulated.stocks(tickers=3, days=200, seed=5)
+    made[2] = made[2]._replace(dates=made[2].dates[50:], values=made[2].values[50:])
+    before = prices.market(made, "garman_klass")
+    for k in range(3):
+        start = 50 if k == 2 else 0
+        after = prices.market([*made[:k], spoiled(made[k], max(0, t - start), 0), *made[k + 1 :]], "garman_klass")
+        for one, old, new in zip(made, before, after, strict=True):
+            past = one.dates < made[0].dates[t]
+            assert old[past].tobytes() == new[past].tobytes()
+            assert (old[~past] != new[~past]).any()
+    logs = [np.log(prices.variance(s, "garman_klass")) for s in made]
+    assert before[0][150, 1] == pytest.approx(np.mean([logs[0][150], logs[1][150], logs[2][100]]))
+    assert before[0][40, 1] == pytest.approx(np.mean([logs[0][40], logs[1][40]]))

@@ -43,6 +43,7 @@ SMALL_GAN = (
     "--config.judge.widths=(4,)",
     "--config.judge.train_for=2 steps",
 )
+SMALL_SERIES = ("--config.data.days=300", "--config.model={'name': 'series_linear'}", "--config.data.tickers=2")
 CASES = {
     "anomaly.py:digits": (),
     "anomaly.py:mnist": (),
@@ -80,6 +81,10 @@ CASES = {
     "softmax.py:digits": (),
     "softmax.py:mnist": (),
     "softmax.py:cifar10": (),
+    "stock.py:level": SMALL_SERIES,
+    "stock.py:return": SMALL_SERIES,
+    "stock.py:volatility": SMALL_SERIES,
+    "timeseries.py:seasons": (*SMALL_SERIES[:2], "--config.data.horizon=2"),
     "text_adversarial.py:docstrings": ("--config.model={'name': 'bag', 'width': 8}",),
     "text_adversarial.py:reviews": ("--config.model={'name': 'bag', 'width': 8}",),
     "text_adversarial.py:sms": ("--config.model={'name': 'bag', 'width': 8}",),
