@@ -332,6 +332,10 @@ def test_a_run_of_two_folds_says_all_of_it(tmp_path: Path) -> None:
     assert told["mase"] == pytest.approx(told["relative_mae"] * r.summary["baselines"]["persistence"]["mase"])
     assert set(r.summary["baselines"]) >= {"persistence", "drift", "AR(5) of returns"}
     assert r.summary["data"]["source"].startswith("GENERATED")
+    first = (tmp_path / "artifacts" / "verdict.txt").read_text().splitlines()[0]
+    assert (
+        f"{first[0].lower()}{first[1:].rstrip('.')}" in (tmp_path / "report.html").read_text()
+    )  # and not "better than"
     names = [e["name"] for e in json.loads((tmp_path / "artifacts" / "index.json").read_text())]
     assert names[:2] == ["verdict", "forecasters"]
     assert {"forecast_GEN0", "intervals", "series", "folds", "next"} <= set(names)

@@ -125,7 +125,8 @@ def _drawn(j: Judged) -> Iterator[tuple[str, Any]]:
     for s in np.unique(on.series)[:SHOWN_SERIES]:
         here = np.flatnonzero(on.series == s)
         here = here[np.argsort(on.day[here])][-SHOWN_DAYS:]
-        z, year = on.z[here], _year(on.day[here])
+        z, end = on.z[here], on.day[here].max()
+        ago = (on.day[here] - end) / np.timedelta64(1, "D")
         own = [w.own(v[here, :1], z)[:, 0] for v in (t.mean, on.y, j.rivals[0].mean)]
         band = tuple(w.own(t.quantiles[here, :1, q], z)[:, 0] for q in (low, high))
         name = w.tables[s].name
@@ -133,14 +134,11 @@ def _drawn(j: Judged) -> Iterator[tuple[str, Any]]:
             f"{name}: the last {len(here)} test rows, forecast one step ahead, with the model's interval of 90 %. "
             "Each forecast is made from what was known the step before."
         )
-        series = {t.words: (year, own[0]), "what came": (year, own[1]), "persistence": (year, own[2])}
-        yield f"forecast_{name}", Curves(series, "year", w.unit, caption, {t.words: band}, ("persistence",))
-
-
-def _year(days: np.ndarray) -> np.ndarray:
-    start = days.astype("datetime64[Y]")
-    length = (start + 1).astype("datetime64[s]") - start.astype("datetime64[s]")
-    return start.astype(int) + 1970 + (days - start.astype("datetime64[s]")) / length
+        series = {t.words: (ago, own[0]), "what came": (ago, own[1]), "persistence": (ago, own[2])}
+        yield (
+            f"forecast_{name}",
+            Curves(series, f"days, 0 is {written(end[None])[0]}", w.unit, caption, {t.words: band}, ("persistence",)),
+        )
 
 
 def _calibration(j: Judged) -> Curves:
