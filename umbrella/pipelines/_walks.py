@@ -186,7 +186,7 @@ def dated(
             i = int(np.argmax(z <= 0))
             day = dates_of(one.dates[[i]])[0]
             raise SettingsError(
-                f"config.data.log: {one.columns[0]!r} is {z[i]:g} on {day}; logs want positive values, so set it to False"
+                f"config.data.log: {one.columns[0]!r} is {z[i]:g} on {day}; logs want positive values; set it to False"
             )
         z = np.log(z)
     steps = np.r_[0.0, np.diff(z)]
