@@ -56,27 +56,32 @@ def writing(
 
 
 def write(net: Any, view: View, tokenizer: Tokenizer, asked: Writing, key: Array) -> Text:
-    """What a model of the next token writes by itself, in segments: one that sees T tokens at most goes on from the
-    last half of them.
+    """What a model of the next token writes by itself. `view` is of one seed, its parameters the effective ones."""
+    start = tokenizer.encode(asked.prompt)
+    text = tokenizer.decode(continued(net, view.params["model"], start, asked, key))
+    told = [f"temperature {asked.temperature:g}"]
+    told += [f"top_k {asked.top_k}"] * (asked.top_k > 0) + [f"top_p {asked.top_p:g}"] * (asked.top_p < 1)
+    caption = f"What the first seed's model writes after {asked.prompt!r}: {asked.length:,} tokens, {', '.join(told)}."
+    return Text(text, caption)
+
+
+def continued(net: Any, params: Any, start: np.ndarray, asked: Writing, key: Array) -> np.ndarray:
+    """i32[P + asked.length]: the prompt i32[P] and what follows it, in segments: a model that sees T tokens at most
+    goes on from the last half of them.
 
     Args:
       net: a model with a cache for decoding ("cache", by decode=True), or one that keeps its state ("carry").
-      view: of one seed; its parameters are the effective ones.
     """
-    room = getattr(net, "length", 0)
-    written = tokenizer.encode(asked.prompt)
-    start = len(written)
+    room, written = getattr(net, "length", 0), start
     how = {"temperature": asked.temperature, "top_k": asked.top_k, "top_p": asked.top_p}
     run = jax.jit(functools.partial(_segment, net, how), static_argnames="length")
-    while len(written) - start < asked.length:
+    while len(written) - len(start) < asked.length:
         context = written[-(room // 2 or 1) :] if room else written
         length = max(1, room - len(context)) if room else asked.length
         key, now = jax.random.split(key)
-        told = run(view.params["model"], context[None], now, length=length)
+        told = run(params, jnp.asarray(context)[None], now, length=length)
         written = np.concatenate([written, np.asarray(told)[0]])
-    text = tokenizer.decode(written[: start + asked.length])
-    chosen = ", ".join(f"{k} {v:g}" for k, v in how.items() if v != {"top_k": 0, "top_p": 1.0}.get(k))
-    return Text(text, f"What the first seed's model writes after {asked.prompt!r}: {asked.length:,} tokens, {chosen}.")
+    return written[: len(start) + asked.length]
 
 
 def _segment(net: Any, how: dict[str, Any], params: Any, prompt: Array, key: Array, *, length: int) -> Array:
