@@ -69,7 +69,7 @@ def torch_gpt(tokens: np.ndarray, words: int) -> rivals.Segment | None:
 def _torch_gpt(torch: Any, words: int) -> Any:
     nn = torch.nn
 
-    class Block(nn.Module):
+    class Block(nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
@@ -85,7 +85,7 @@ def _torch_gpt(torch: Any, words: int) -> Any:
             x = x + self.out(h.transpose(1, 2).reshape(b, t, WIDTH))
             return x + self.mlp(self.second(x))
 
-    class GPT(nn.Module):
+    class GPT(nn.Module):  # type: ignore[name-defined]
         def __init__(self) -> None:
             super().__init__()
             self.embedding, self.positions = nn.Embedding(words, WIDTH), nn.Embedding(LENGTH, WIDTH)
