@@ -13,6 +13,7 @@ from umbrella.models.layers import Flatten, Sequential
 from umbrella.models.mlp import MLP
 from umbrella.models.recurrent import Recurrent
 from umbrella.models.resnet import ResNet
+from umbrella.models.rows import Rows
 from umbrella.models.text import Bag, TextCNN
 from umbrella.models.vae import VAE, Likelihood
 
@@ -32,6 +33,7 @@ __all__ = [
     "Likelihood",
     "Recurrent",
     "ResNet",
+    "Rows",
     "Sequential",
     "TextCNN",
     "build",
@@ -46,6 +48,7 @@ TABLE = {
     "lenet": LeNet,
     "mlp": MLP,
     "resnet": ResNet,
+    "rows": Rows,
     "text_cnn": TextCNN,
     "vae": VAE,
 }
