@@ -14,6 +14,7 @@ from umbrella.models.layers import Flatten, Sequential
 from umbrella.models.mlp import MLP
 from umbrella.models.recurrent import Recurrent
 from umbrella.models.resnet import ResNet
+from umbrella.models.rows import Rows
 from umbrella.models.text import Bag, TextCNN
 from umbrella.models.vae import VAE, Likelihood
 
@@ -36,6 +37,7 @@ __all__ = [
     "Recurrent",
     "RecurrentLM",
     "ResNet",
+    "Rows",
     "Sequential",
     "TextCNN",
     "build",
@@ -53,6 +55,7 @@ TABLE = {
     "mlp": MLP,
     "recurrent_lm": RecurrentLM,
     "resnet": ResNet,
+    "rows": Rows,
     "text_cnn": TextCNN,
     "vae": VAE,
 }
