@@ -15,6 +15,7 @@ from umbrella.models.mlp import MLP
 from umbrella.models.recurrent import Recurrent
 from umbrella.models.resnet import ResNet
 from umbrella.models.rows import Rows
+from umbrella.models.series import SeriesLinear, SeriesRNN, SeriesTCN, SeriesTransformer
 from umbrella.models.text import Bag, TextCNN
 from umbrella.models.vae import VAE, Likelihood
 
@@ -39,6 +40,10 @@ __all__ = [
     "ResNet",
     "Rows",
     "Sequential",
+    "SeriesLinear",
+    "SeriesRNN",
+    "SeriesTCN",
+    "SeriesTransformer",
     "TextCNN",
     "build",
 ]
@@ -56,6 +61,10 @@ TABLE = {
     "recurrent_lm": RecurrentLM,
     "resnet": ResNet,
     "rows": Rows,
+    "series_linear": SeriesLinear,
+    "series_rnn": SeriesRNN,
+    "series_tcn": SeriesTCN,
+    "series_transformer": SeriesTransformer,
     "text_cnn": TextCNN,
     "vae": VAE,
 }
