@@ -14,6 +14,7 @@ from umbrella.models.layers import Flatten, Sequential
 from umbrella.models.mlp import MLP
 from umbrella.models.recurrent import Recurrent
 from umbrella.models.resnet import ResNet
+from umbrella.models.seq2seq import RecurrentSeq2Seq, TransformerSeq2Seq
 from umbrella.models.text import Bag, TextCNN
 from umbrella.models.vae import VAE, Likelihood
 
@@ -35,9 +36,11 @@ __all__ = [
     "Likelihood",
     "Recurrent",
     "RecurrentLM",
+    "RecurrentSeq2Seq",
     "ResNet",
     "Sequential",
     "TextCNN",
+    "TransformerSeq2Seq",
     "build",
 ]
 
@@ -53,7 +56,9 @@ TABLE = {
     "mlp": MLP,
     "recurrent_lm": RecurrentLM,
     "resnet": ResNet,
+    "seq2seq": RecurrentSeq2Seq,
     "text_cnn": TextCNN,
+    "transformer_seq2seq": TransformerSeq2Seq,
     "vae": VAE,
 }
 
