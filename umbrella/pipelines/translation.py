@@ -1,5 +1,6 @@
 """Translating short texts, or any other task from a text to a text. Floor 5."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -100,13 +101,13 @@ def problem(
         return run
 
     def review(resolve: Resolve) -> Callable[[View, Array], Review]:
-        run = jax.jit(lambda view, x: translate({"params": resolve(view.params, view.state)["model"]}, x))
+        run = jax.jit(lambda view, x: translate({"params": resolve(view.params, view.state)["model"]}, x)[0])
         sources = list(known["test"])
         x = tokenizers.padded(found.tokenizer, sources, found.lengths[0], end=True)
 
         def of(views: View, key: Array) -> Review:
             lanes = len(jax.tree.leaves(views)[0])
-            made = [in_parts(lambda rows, k=k: run(views.lane(k), rows)[0], x) for k in range(lanes)]
+            made = [in_parts(functools.partial(run, views.lane(k)), x) for k in range(lanes)]
             texts = [[found.tokenizer.decode(row) for row in rows] for rows in made]
             each = [_translated.scored(t, list(known["test"].values())) for t in texts]
             told = {m: [e[m] for e in each] if lanes > 1 else each[0][m] for m in each[0]}
