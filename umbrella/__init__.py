@@ -47,6 +47,7 @@ _MODULES = [
     "losses",
     "metrics",
     "models",
+    "ngrams",
     "objective",
     "optim",
     "parallel",

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from umbrella.settings import Count, Fraction, Natural
+from umbrella.settings import Count, Fraction, Natural, SettingsError
 
 Array = jax.Array
 Positions = Literal["learned", "sinusoidal", "rotary", "none"]
@@ -144,7 +144,9 @@ class MultiHead(nn.Module):
         train: bool,
     ) -> Array:
         if self.width % self.heads:
-            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}")
+            raise SettingsError(
+                f"config.model.heads: {self.heads} heads do not divide a width of {self.width}; say another number"
+            )
         size = self.width // self.heads
         source = x if memory is None else memory
         init, last = nn.initializers.normal(0.02), nn.initializers.normal(0.02 / math.sqrt(2 * self.depth))
@@ -197,12 +199,15 @@ def rotate(x: Array, position: Array, base: float = 10_000.0) -> Array:
     The scalar product of two turned vectors knows their distance alone.
 
     Raises (while tracing):
-      ValueError: D is odd.
+      SettingsError: D is odd.
 
     Source: Su et al. 2021, eq. 34; the pairs are (i, i + D/2), a fixed permutation of the paper's.
     """
     if x.shape[-1] % 2:
-        raise ValueError(f"rotary positions turn pairs: a head of {x.shape[-1]} numbers has an odd one")
+        raise SettingsError(
+            f"config.model.positions: 'rotary' turns pairs, and a head of {x.shape[-1]} numbers has an odd one; say "
+            "other heads or another width"
+        )
     half = x.shape[-1] // 2
     frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angle = position.astype(jnp.float32)[..., None, None] * frequency[None, None, None, :]
@@ -217,5 +222,6 @@ def sinusoids(length: int, width: int, base: float = 10_000.0) -> Array:
     Source: Vaswani et al. 2017, section 3.5.
     """
     place = jnp.arange(width)
-    angle = jnp.arange(length)[:, None] * (base ** (-2.0 * (place // 2) / width))[None]
+    wave = base ** (-2.0 / width * (place // 2).astype(jnp.float32))
+    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * wave[None]
     return jnp.where(place[None] % 2 == 0, jnp.sin(angle), jnp.cos(angle))

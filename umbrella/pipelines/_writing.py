@@ -1,5 +1,6 @@
 """What there is to say of language models: how context helps, one hidden token at a time, what they write. Floor 5."""
 
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -7,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from umbrella import losses
-from umbrella.artifacts import Curves
+from umbrella import decoding, losses
+from umbrella.artifacts import Curves, Table, Text
 from umbrella.data.sequences import Tokens
-from umbrella.data.tokenizers import MASK
-from umbrella.objective import View
+from umbrella.data.tokenizers import MASK, Tokenizer
+from umbrella.objective import Array, View
 from umbrella.pipelines._ngrams import MOST, places
 from umbrella.scores import interval
 from umbrella.settings import Natural, NonNegative, Range, SettingsError
@@ -21,6 +22,7 @@ Share = Annotated[float, Range(lambda v: 0 < v <= 1, "must be in (0, 1]")]
 
 ROWS = 512  # of test, at most, by which it is told how context helps
 BATCH = 256
+SHOWN = 20
 
 
 class Writing(NamedTuple):
@@ -51,6 +53,53 @@ def writing(
     if not prompt:
         raise SettingsError("config.sample.prompt: must not be empty; text begins with something, such as a line's end")
     return Writing(prompt, length, temperature, top_k, top_p)
+
+
+def write(net: Any, view: View, tokenizer: Tokenizer, asked: Writing, key: Array) -> Text:
+    """What a model of the next token writes by itself. `view` is of one seed, its parameters the effective ones."""
+    start = tokenizer.encode(asked.prompt)
+    text = tokenizer.decode(continued(net, view.params["model"], start, asked, key))
+    told = [f"temperature {asked.temperature:g}"]
+    told += [f"top_k {asked.top_k}"] * (asked.top_k > 0) + [f"top_p {asked.top_p:g}"] * (asked.top_p < 1)
+    caption = f"What the first seed's model writes after {asked.prompt!r}: {asked.length:,} tokens, {', '.join(told)}."
+    return Text(text, caption)
+
+
+def continued(net: Any, params: Any, start: np.ndarray, asked: Writing, key: Array) -> np.ndarray:
+    """i32[P + asked.length]: the prompt i32[P] and what follows it, in segments: a model that sees T tokens at most
+    goes on from the last half of them.
+
+    Args:
+      net: a model with a cache for decoding ("cache", by decode=True), or one that keeps its state ("carry").
+    """
+    room, written = getattr(net, "length", 0), start
+    how = {"temperature": asked.temperature, "top_k": asked.top_k, "top_p": asked.top_p}
+    run = jax.jit(functools.partial(_segment, net, how), static_argnames="length")
+    while len(written) - len(start) < asked.length:
+        context = written[-(room // 2 or 1) :] if room else written
+        length = max(1, room - len(context)) if room else asked.length
+        key, now = jax.random.split(key)
+        told = run(params, jnp.asarray(context)[None], now, length=length)
+        written = np.concatenate([written, np.asarray(told)[0]])
+    return written[: len(start) + asked.length]
+
+
+def _segment(net: Any, how: dict[str, Any], params: Any, prompt: Array, key: Array, *, length: int) -> Array:
+    """i32[1, length]: what follows i32[1, P]."""
+    recurrent = hasattr(net, "stateful")
+    kind, model = ("carry", net.clone(stateful=True)) if recurrent else ("cache", net)
+    more: dict[str, Any] = {} if recurrent else {"decode": True}
+
+    def step(cache: Any, tokens: Array) -> tuple[Array, Any]:
+        now = {"params": params, kind: cache}
+        logits, new = model.apply(now, tokens[:, None], train=False, mutable=[kind], **more)
+        return logits[:, 0], new[kind]
+
+    def empty() -> Any:
+        return model.apply({"params": params}, prompt[:, :1], train=False, mutable=[kind], **more)[1][kind]
+
+    cache = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(empty))
+    return decoding.sample(step, cache, prompt, key, length=length, **how)
 
 
 def by_context(logits_of: LogitsOf, views: View, test: Tokens) -> Curves:
@@ -91,6 +140,25 @@ def one_hidden(logits_of: LogitsOf, views: View, test: Tokens) -> dict[str, np.n
         "one_hidden_loss": np.concatenate(nats, 1).mean(1, dtype=np.float64),
         "one_hidden_accuracy": np.concatenate(hits, 1).mean(1),
     }
+
+
+def guesses(logits_of: LogitsOf, views: View, test: Tokens, tokenizer: Tokenizer) -> Table:
+    """Some hidden tokens of test, what stood there, and what the first seed's model says of them."""
+    at = np.linspace(0, len(test) - 1, min(SHOWN, len(test))).astype(int)
+    x = test.__getitems__(at)["x"].copy()
+    place = np.arange(len(at)) * 7 % test.length  # here and there
+    y = x[np.arange(len(at)), place]
+    x[np.arange(len(at)), place] = MASK
+    log = np.asarray(logits_of(views, x))[0][np.arange(len(at)), place].astype(np.float64)
+    p = np.exp(log - np.logaddexp.reduce(log, axis=-1, keepdims=True))
+    rows = []
+    for row, i, true, q in zip(x, place, y, p, strict=True):
+        sides = [tokenizer.decode(row[max(0, i - 30) : i]), tokenizer.decode(row[i + 1 : i + 31])]
+        said = ", ".join(f"{tokenizer.decode(np.array([t]))!r} {q[t]:.2f}" for t in np.argsort(-q)[:3])
+        rows.append((" [?] ".join(sides), repr(tokenizer.decode(np.array([true]))), said))
+    return Table(
+        ("text", "hidden", "probable"), tuple(rows), "Tokens of test, hidden one by one, and the three guesses."
+    )
 
 
 def length_after(test: Tokens) -> int:

@@ -1,7 +1,7 @@
 """Language models of running text: the next token, or hidden ones. Floor 5."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -104,8 +104,16 @@ def problem(
 
         def of(views: View, key: Array) -> Review:
             if task == "masked":
-                return Review({"test": _writing.one_hidden(run, views, test)}, ())
-            return Review({}, [("context", _writing.by_context(run, views, test))])
+                shown = [("guesses", _writing.guesses(run, views, test, found.tokenizer))]
+                return Review({"test": _writing.one_hidden(run, views, test)}, shown)
+            return Review({}, written(resolve, run, views, key))
+
+        def written(resolve: Resolve, run: Any, views: View, key: Array) -> Iterator[tuple[str, Any]]:
+            first = views.lane(0)
+            if asked.length:
+                effective = View(resolve(first.params, first.state), first.state)
+                yield "text", _writing.write(net, effective, found.tokenizer, asked, key)
+            yield "context", _writing.by_context(run, views, test)
 
         return of
 
