@@ -15,6 +15,7 @@ from umbrella.models.mlp import MLP
 from umbrella.models.recurrent import Recurrent
 from umbrella.models.resnet import ResNet
 from umbrella.models.rows import Rows
+from umbrella.models.seq2seq import RecurrentSeq2Seq, TransformerSeq2Seq
 from umbrella.models.series import SeriesLinear, SeriesRNN, SeriesTCN, SeriesTransformer
 from umbrella.models.text import Bag, TextCNN
 from umbrella.models.vae import VAE, Likelihood
@@ -37,6 +38,7 @@ __all__ = [
     "Likelihood",
     "Recurrent",
     "RecurrentLM",
+    "RecurrentSeq2Seq",
     "ResNet",
     "Rows",
     "Sequential",
@@ -45,6 +47,7 @@ __all__ = [
     "SeriesTCN",
     "SeriesTransformer",
     "TextCNN",
+    "TransformerSeq2Seq",
     "build",
 ]
 
@@ -65,7 +68,9 @@ TABLE = {
     "series_rnn": SeriesRNN,
     "series_tcn": SeriesTCN,
     "series_transformer": SeriesTransformer,
+    "seq2seq": RecurrentSeq2Seq,
     "text_cnn": TextCNN,
+    "transformer_seq2seq": TransformerSeq2Seq,
     "vae": VAE,
 }
 
