@@ -16,7 +16,7 @@ FLOORS = {
     3: "gradients optim step train_state",
     4: (
         "artifacts baselines blame checkpoint cleaning compare data environment evaluation experiment frechet loop "
-        "parallel report robustness smoothing workdir writers"
+        "parallel report robustness smoothing text_baselines workdir writers"
     ),
     5: "pipelines runs",
     6: "cli diagnose verify",

@@ -9,7 +9,7 @@ import numpy as np
 
 from umbrella import losses, metrics, models
 from umbrella.artifacts import Table
-from umbrella.baselines import TEXT_CLASSIFIERS, chosen, text_classification
+from umbrella.baselines import chosen
 from umbrella.data import Arrays, Dataset
 from umbrella.data.words import UNKNOWN, Vocabulary, split
 from umbrella.experiment import Experiment, Review
@@ -17,6 +17,7 @@ from umbrella.objective import Array, Batch, Ctx, Objective, Params, State, Tran
 from umbrella.pipelines import _classes
 from umbrella.pipelines._standard import Problem, Resolve, assemble
 from umbrella.settings import Count, Natural, SettingsError
+from umbrella.text_baselines import TEXT_CLASSIFIERS, text_classification
 from umbrella.transforms import at_embedding
 
 CLASSIFIERS = ("bag", "text_cnn")
@@ -47,7 +48,7 @@ def problem(
       vocabulary: how many words are told apart, the commonest of the training texts; the others are all one.
       least: how often a word must occur in them.
       length: words of a text that are read; 0 for as many as 99 in 100 of the training texts have.
-      baselines: names of umbrella.baselines.TEXT_CLASSIFIERS; True for all.
+      baselines: names of umbrella.text_baselines.TEXT_CLASSIFIERS; True for all.
     """
     rivals = chosen(baselines, TEXT_CLASSIFIERS, tuple(TEXT_CLASSIFIERS))
     if dataset.info["kind"] != "text" or not dataset.info["classes"]:
