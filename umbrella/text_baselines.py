@@ -86,7 +86,8 @@ class NaiveBayes(NamedTuple):
     def of(cls, x: Any, y: np.ndarray, *, classes: int | None = None, alpha: float = 1.0) -> "NaiveBayes":
         """Fitted to counts x f[N, V], dense or sparse, and labels y i[N].
 
-        p(word | c) = (n_cw + alpha) / (n_c + alpha V). A class without a row has the prior 0. Source: McCallum and Nigam 1998, eqs. 4 to 6, at alpha = 1.
+        p(word | c) = (n_cw + alpha) / (n_c + alpha V), p(c) the share of the rows; a class without a row has the prior
+        0. Source: McCallum and Nigam 1998, eqs. 6 and 7, at alpha = 1.
         """
         own = np.arange(y.max() + 1 if classes is None else classes)[:, None] == y[None]
         seen = np.asarray(sparse.csr_matrix(own.astype(np.float64)) @ sparse.csr_matrix(x).astype(np.float64).todense())
