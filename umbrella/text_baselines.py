@@ -87,10 +87,10 @@ class NaiveBayes(NamedTuple):
         """Fitted to counts x f[N, V], dense or sparse, and labels y i[N].
 
         p(word | c) = (n_cw + alpha) / (n_c + alpha V), p(c) the share of the rows; a class without a row has the prior
-        0. Source: McCallum and Nigam 1998, eqs. 6 and 7, at alpha = 1.
+        0. Source: Manning, Raghavan and Schuetze 2008, eq. 13.7, at alpha = 1.
         """
         own = np.arange(y.max() + 1 if classes is None else classes)[:, None] == y[None]
-        seen = np.asarray(sparse.csr_matrix(own.astype(np.float64)) @ sparse.csr_matrix(x).astype(np.float64).todense())
+        seen = (sparse.csr_matrix(own, dtype=np.float64) @ sparse.csr_matrix(x, dtype=np.float64)).toarray()
         with np.errstate(divide="ignore"):
             prior = np.log(own.mean(1))
         return cls(prior, np.log(seen + alpha) - np.log(seen.sum(1, keepdims=True) + alpha * seen.shape[1]))
@@ -113,8 +113,12 @@ def log_count_ratio(x: Any, y: np.ndarray, *, alpha: float = 1.0) -> np.ndarray:
 def nbsvm(x: Any, y: np.ndarray, *, C: float = 1.0, beta: float = 0.25) -> tuple[np.ndarray, np.ndarray, bool]:
     """A linear SVM on binary features times their log-count ratio, its weights drawn to their mean magnitude.
 
-    w' = (1 - beta) |w|_1 / V + beta w. One against the rest where there are more than two classes, as the paper does
-    not say. C and beta are the paper's; it has the squared hinge, too.
+    w' = (1 - beta) m + beta w with m = |w|_1 / V: m times naive Bayes and beta times the SVM. C, beta and the squared
+    hinge are the paper's.
+
+    Deviations: the offset is drawn to that of naive Bayes as the weights are, b' = (1 - beta) m log(N+ / N-) + beta b;
+    the paper keeps b, which outweighs the smaller weights where the classes have unequal sizes. One against the rest
+    where there are more than two classes, of which the paper has none.
 
     Returns:
       (weights f64[V, C] of the features themselves, offsets f64[C], whether all solvers ended).
@@ -129,8 +133,9 @@ def nbsvm(x: Any, y: np.ndarray, *, C: float = 1.0, beta: float = 0.25) -> tuple
         ratio = log_count_ratio(x, own)
         svm, converged = _quietly(LinearSVC(C=C, dual="auto", random_state=0), x @ sparse.diags(ratio), own)
         w = svm.coef_[0]
-        columns.append(ratio * ((1 - beta) * np.abs(w).mean() + beta * w))
-        offsets.append(svm.intercept_[0])
+        mean = (1 - beta) * np.abs(w).mean()
+        columns.append(ratio * (mean + beta * w))
+        offsets.append(mean * np.log(own.sum() / (len(y) - own.sum())) + beta * svm.intercept_[0])
         ended &= converged
     return np.stack(columns, 1), np.asarray(offsets), ended
 
