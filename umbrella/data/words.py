@@ -20,6 +20,15 @@ def split(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
+def without(text: str, word: str) -> str:
+    """The text in lower case without any of the places where `split` finds the word.
+
+    >>> without("Call now, or CALL us back", "call")
+    '  now, or   us back'
+    """
+    return _WORD.sub(lambda found: " " if found[0] == word else found[0], text.lower())
+
+
 class Tokens(NamedTuple):
     """What a text is cut into: words or characters, in lower case; or all runs of them of some lengths.
 

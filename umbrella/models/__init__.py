@@ -15,6 +15,7 @@ from umbrella.models.mlp import MLP
 from umbrella.models.recurrent import Recurrent
 from umbrella.models.resnet import ResNet
 from umbrella.models.text import Bag, TextCNN
+from umbrella.models.text_sequence import TextTransformer
 from umbrella.models.vae import VAE, Likelihood
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "ResNet",
     "Sequential",
     "TextCNN",
+    "TextTransformer",
     "build",
 ]
 
@@ -54,6 +56,7 @@ TABLE = {
     "recurrent_lm": RecurrentLM,
     "resnet": ResNet,
     "text_cnn": TextCNN,
+    "text_transformer": TextTransformer,
     "vae": VAE,
 }
 
