@@ -194,7 +194,7 @@ def temperature(logits: ArrayLike, y: ArrayLike) -> float:
 
 
 def platt(score: ArrayLike, y: ArrayLike) -> tuple[float, float]:
-    """(a > 0, b) for which sigmoid(a score + b) is most likely to be the probability of y = 1 (Platt 1999, section 2.2).
+    """(a > 0, b) for which sigmoid(a score + b) fits best as the probability of y = 1 (Platt 1999, section 2.2).
 
     Fit it on rows that neither trained nor test the model. The aims are not 0 and 1 but 1 / (N- + 2) and
     (N+ + 1) / (N+ + 2), so there is a best a even where every row is right. a is looked for between 1/100 and 100.

@@ -35,8 +35,9 @@ def load(
 
     Args:
       name: a set that comes with scikit-learn (digits, iris, wine, breast_cancer, diabetes), or with several packages
-        (docstrings); a .csv, .npz or .tsv file, a folder of class folders of images or one of a file of texts for each
-        class; or a set that TensorFlow Datasets prepared ("mnist", "glue/sst2", "mnist:3.0.1").
+        (docstrings, or docstrings/scikit-learn for one of them against the others); a .csv, .npz or .tsv file, a folder
+        of class folders of images or one of a file of texts for each class; or a set that TensorFlow Datasets prepared
+        ("mnist", "glue/sst2", "mnist:3.0.1").
       path: where it lies: the file or folder, or TFDS's data_dir ($TFDS_DATA_DIR, then ~/tensorflow_datasets).
       validation: the share of train to hold out, in [0, 1), when the set has no official validation split.
       split_seed: chooses those rows. The 20 % test split of a set without an official one does not depend on it.
@@ -137,7 +138,7 @@ def _find(
         return bundled.read(name)
     if name in texts.NAMES and path is None:
         _refuse(name, "are texts", **of_files, in_memory=in_memory)
-        return texts.docstrings(cache=cache)
+        return texts.docstrings(cache=cache, against=name.partition("/")[2] or None)
     place = pathlib.Path(path if path is not None else name).expanduser()
     suffix = place.suffix.lower()
     if suffix in (".csv", ".npz", *texts.TABLES):

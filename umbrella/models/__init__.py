@@ -15,13 +15,14 @@ from umbrella.models.mlp import MLP
 from umbrella.models.recurrent import Recurrent
 from umbrella.models.resnet import ResNet
 from umbrella.models.text import Bag, TextCNN
-from umbrella.models.text_sequence import TextTransformer
+from umbrella.models.text_sequence import TextRNN, TextTransformer
 from umbrella.models.vae import VAE, Likelihood
 
 __all__ = [
     "BERT",
     "CNN",
     "MLP",
+    "ATTENTIVE",
     "TABLE",
     "VAE",
     "Autoencoder",
@@ -39,6 +40,7 @@ __all__ = [
     "ResNet",
     "Sequential",
     "TextCNN",
+    "TextRNN",
     "TextTransformer",
     "build",
 ]
@@ -56,9 +58,13 @@ TABLE = {
     "recurrent_lm": RecurrentLM,
     "resnet": ResNet,
     "text_cnn": TextCNN,
+    "text_rnn": TextRNN,
     "text_transformer": TextTransformer,
     "vae": VAE,
 }
+
+
+ATTENTIVE = (TextRNN, TextTransformer)  # their submodule "pool" gives the weights of the words as its second output
 
 
 def build(

@@ -10,11 +10,56 @@ import flax.linen as nn
 import jax
 
 from umbrella.models.attention import Additive, Positions
+from umbrella.models.recurrent import Cell, Recurrent
 from umbrella.models.text import Embedding
 from umbrella.models.transformer import Transformer
 from umbrella.settings import Count, Fraction, Natural
 
 Array = jax.Array
+
+
+class TextRNN(nn.Module):
+    """Recurrent layers over words, in both directions, pooled by additive attention. x -> logits f32[B, out].
+
+    Attributes:
+      out: size of the output.
+      words: size of the vocabulary.
+      width: of the vectors of words.
+      cell: see `Recurrent`.
+      hidden: of the states of each direction.
+      layers: one above the other.
+      bidirectional: whether it reads backwards, too.
+      attention: width of the layer that scores words.
+      dropout: between layers and of the pooled vector.
+      embedding_dropout: of the vectors' coordinates.
+      word_dropout: of whole words.
+      normalised: see Embedding.
+
+    Source: Zhou et al. 2016, section 3, with the attention of Yang et al. 2016, eq. 5 to 7.
+    """
+
+    out: Count
+    words: Count
+    width: Count = 64
+    cell: Cell = "lstm"
+    hidden: Count = 64
+    layers: Count = 1
+    bidirectional: bool = True
+    attention: Count = 64
+    dropout: Fraction = 0.5
+    embedding_dropout: Fraction = 0.2
+    word_dropout: Fraction = 0.2
+    normalised: bool = True
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Array:
+        e, there = Embedding(self.words, self.width, self.normalised, name="embedding")(x)
+        e = _without_words(e, self.word_dropout, train)
+        if self.embedding_dropout:
+            e = nn.Dropout(self.embedding_dropout, deterministic=not train)(e)
+        between = self.dropout if self.layers > 1 else 0.0
+        layers = Recurrent(self.hidden, self.cell, self.layers, self.bidirectional, between, name="rnn")
+        return _pooled(layers(e, there=there, train=train), there, self.attention, self.out, self.dropout, train)
 
 
 class TextTransformer(nn.Module):

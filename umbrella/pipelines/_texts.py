@@ -182,8 +182,8 @@ def deletions(run: Callable[[Any], np.ndarray], attention: np.ndarray, x: np.nda
     label = whole.argmax(1)
     at = np.arange(len(x))
     right = tuple(float((p.argmax(1) == y).mean()) for p in (whole, less, other))
-    fall = (whole[at, label] - p[at, label] for p in (less, other))
-    return Deleted(rows, *fall, (right[0], right[1], right[2]))
+    fall = [whole[at, label] - p[at, label] for p in (less, other)]
+    return Deleted(rows, fall[0], fall[1], (right[0], right[1], right[2]))
 
 
 def cut(x: np.ndarray, at: np.ndarray) -> np.ndarray:

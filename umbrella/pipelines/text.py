@@ -20,7 +20,7 @@ from umbrella.settings import Count, Fraction, Natural, SettingsError, near
 from umbrella.text_baselines import TEXT_CLASSIFIERS, text_classification
 from umbrella.transforms import at_embedding
 
-CLASSIFIERS = ("bag", "text_cnn", "text_transformer")
+CLASSIFIERS = ("bag", "text_cnn", "text_rnn", "text_transformer")
 FITTING = ("adversarial", "awp", "l1", "l2", "label_smoothing", "lora", "noise", "sam", "trades", "vat")
 SHOWN = 20
 ASKED = 512  # texts that are looked at together
@@ -155,7 +155,7 @@ class _Texts(NamedTuple):
         variables = {"params": params, **view.state.get("model", {})}
         how: dict[str, Any] = {"capture_intermediates": lambda m, _: m.path == ("pool",), "mutable": ["intermediates"]}
         found = self.net.apply(variables, x, train=False, **how)[1]["intermediates"]
-        return found["pool"]["__call__"][0][1]  # type: ignore[no-any-return]
+        return found["pool"]["__call__"][0][1]
 
     @property
     def looks(self) -> bool:
@@ -186,11 +186,11 @@ class _Texts(NamedTuple):
             return _texts.Decision(flag=self.flag)
         return _texts.Decision.of(held, self.told["validation"].column("y"), self.flag, self.allowed)
 
-    def _lane(
-        self, run: Any, views: View, k: int, test: Any, held: Any, attention: np.ndarray | None
-    ) -> "_Lane":
+    def _lane(self, run: Any, views: View, k: int, test: Any, held: Any, attention: np.ndarray | None) -> "_Lane":
         """What is said of seed k."""
-        decision, numbers, deleted = self._decision(None if held is None else held.logits[k]), {}, None
+        decision = self._decision(None if held is None else held.logits[k])
+        numbers: dict[str, float] = {}
+        deleted = None
         if np.isfinite(test.logits[k]).all():
             _texts.decided(numbers, test.logits[k], test.y, decision)
         if attention is not None:
@@ -240,9 +240,7 @@ class _Lane(NamedTuple):
 def in_parts(run: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
     """run of all rows of x, so many at a time that it is compiled once."""
     parts = [x[i : i + ASKED] for i in range(0, len(x), ASKED)]
-    return np.concatenate(
-        [np.asarray(run(np.pad(p, ((0, ASKED - len(p)), (0, 0)))))[: len(p)] for p in parts]
-    )
+    return np.concatenate([np.asarray(run(np.pad(p, ((0, ASKED - len(p)), (0, 0)))))[: len(p)] for p in parts])
 
 
 def _flagged(flag: str, names: tuple[str, ...]) -> int:
