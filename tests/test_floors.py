@@ -19,7 +19,7 @@ FLOORS = {
         "parallel report robustness smoothing text_baselines workdir writers"
     ),
     5: "pipelines runs",
-    6: "cli diagnose verify",
+    6: "cli diagnose table verify",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 ONLY = {"attacks": {0, 2}, "models": {0, 1}, "transforms": {0, 2}}  # these import from fewer floors than all below

@@ -20,7 +20,7 @@ from absl import flags
 from umbrella import settings
 from umbrella.settings import SettingsError
 
-MODES = ("train", "evaluate", "sample", "predict", "clean", "compare", "diagnose")
+MODES = ("train", "evaluate", "sample", "predict", "clean", "compare", "diagnose", "table")
 USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
 [--init_from=RUN] [--input=FILE] [--verify_resume]
        python launch.py --mode=compare RUN_A RUN_B
@@ -37,6 +37,8 @@ USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE .
                                     to keep and which are flagged; needs the workdir of a run
   --mode=diagnose                   trains on growing shares of the training rows, with several seeds, and says what
                                     would help: more data, a larger model, an ensemble; test is not looked at
+  --mode=table                      trains the config and what config.compared changes in it, on every fold of
+                                    config.data.folds, and writes one table of them and the classical rivals
   --mode=compare                    says of two finished runs whether one is better than the other; needs no config
   --init_from=runs/other            start from the parameters of another run
   --verify_resume                   trains a little, kills itself with kill -9, resumes, and says whether the result is
@@ -91,6 +93,8 @@ def _main(argv: Sequence[str]) -> int:
         raise SettingsError(f"--input={given.input}: is what --mode=predict labels; the mode is {given.mode!r}")
     if given.mode == "diagnose":
         return _diagnose(given, config)
+    if given.mode == "table":
+        return _all_in_one(given, config)
     if given.mode != "train" and not given.workdir:
         raise SettingsError(f"--mode={given.mode} needs --workdir, the folder of a run that was trained")
     if given.mode != "train" and not (Path(given.workdir) / "checkpoints").is_dir():
@@ -186,6 +190,18 @@ def _diagnose(given: Given, config: dict[str, Any]) -> int:
     work = given.workdir or f"runs/{name}-diagnosis"
     made = diagnose.diagnose(config, work, name=name, say=lambda line: print(line, flush=True))
     print("\n".join(made.words))
+    print(f"report: {made.workdir / 'report.html'}")
+    return 0
+
+
+def _all_in_one(given: Given, config: dict[str, Any]) -> int:
+    from umbrella import environment, table
+
+    environment.use_compilation_cache()
+    name = _name(given.config)
+    work = given.workdir or f"runs/{name}-table"
+    made = table.table(config, work, name=name, say=lambda line: print(line, flush=True))
+    print(made.words)
     print(f"report: {made.workdir / 'report.html'}")
     return 0
 
