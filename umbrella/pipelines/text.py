@@ -101,6 +101,7 @@ def problem(
         dataset=dataset._replace(train=told["train"], validation=told["validation"], test=told["test"]),
         notes=notes,
         fitting=FITTING,
+        kept={"vocabulary": list(words.words)},  # a number that meant another word would say nothing
         reader=what.reader,
     )
 
