@@ -99,6 +99,8 @@ def _main(argv: Sequence[str]) -> int:
         raise SettingsError(f"--mode={given.mode} needs --workdir, the folder of a run that was trained")
     if given.mode != "train" and not (Path(given.workdir) / "checkpoints").is_dir():
         raise SettingsError(f"--workdir={given.workdir}: no run there to {given.mode}; train one first")
+    if given.input and not Path(given.input).is_file():
+        raise SettingsError(f"--input={given.input}: no such file")
     if given.verify_resume:
         return _verify(given, config)
     return _run(given, config, "python " + " ".join(_quoted(a) for a in argv))

@@ -46,7 +46,9 @@ class Decision(NamedTuple):
         if flag is None:
             return found
         p = found.probabilities(logits)[:, flag]
-        return found._replace(threshold=scores.threshold(p, y == flag, {"tnr": 1 - allowed}).threshold)
+        least = scores.threshold(p, y == flag, {"tnr": 1 - allowed}).threshold  # the least that is flagged
+        # Half way to the next row: at the row itself, a flag would have to be as sure as the rows of validation were.
+        return found._replace(threshold=(min(least, 1.0) + p[p < least].max(initial=0.0)) / 2)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """f64[N, C]."""
