@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
@@ -118,62 +119,59 @@ def test_deletions_by_hand() -> None:
 
 
 # ------------------------------------------------------------------------------------------------- by the command line
-def settings(tmp_path: Path) -> list[str]:
-    path = tmp_path / "messages.tsv"
+def messages(tmp_path: Path) -> dict[str, Any]:
+    """The config for a file of messages that one word tells apart."""
     said = {"spam": "win a prize now", "ham": "see you at home"}
     lines = [f"{label}\t{said[label]} {i}\n" for i in range(120) for label in (("ham", "spam")[i % 3 == 0],)]
-    path.write_text("".join(lines), "utf-8")
-    return [
-        "launch.py",
-        f"--config={ROOT}/configs/spam.py:messages",
-        f"--config.data.path={path}",
-        f"--workdir={tmp_path}/run",
-        "--config.train_for=80 steps",
-        "--config.batch_size=16",
-        "--config.baselines=False",
-    ]
+    (tmp_path / "messages.tsv").write_text("".join(lines), "utf-8")
+    config = cli.load_config(f"{ROOT}/configs/spam.py:messages")
+    config["data"]["path"] = str(tmp_path / "messages.tsv")
+    return config
+
+
+def asking(tmp_path: Path, *more: str) -> int:
+    path = f"--config.data.path={tmp_path}/messages.tsv"
+    return cli.main(["launch.py", f"--config={ROOT}/configs/spam.py:messages", path, *more])
 
 
 def test_new_messages_are_labelled_with_calibrated_probabilities(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Probabilities are Platt's of the log odds on validation, computed here from the experiment's own predictions."""
-    argv = settings(tmp_path)
-    assert cli.main(argv) == 0
-    new = tmp_path / "new.txt"
-    new.write_text("Win a prize, 99\n\n  see you at home\n", "utf-8")
-    assert cli.main([*argv, "--mode=predict", f"--input={new}"]) == 0
-    made = Path(capsys.readouterr().out.splitlines()[-1])
-    with made.open(newline="", encoding="utf-8") as file:
+    small = {"train_for": "80 steps", "batch_size": 16, "baselines": False}
+    result = um.run({**messages(tmp_path), **small}, workdir=tmp_path / "run", quiet=True)
+    found = result.summary["metrics"]["test"]
+    assert found["f1"] == 1 and found["false_positive_rate_at_threshold"] == 0
+    (tmp_path / "new.txt").write_text("Win a prize, 99\n\n  see you at home\n", "utf-8")
+    words = [f"--config.{k}={v}" for k, v in small.items()]
+    assert asking(tmp_path, *words, f"--workdir={tmp_path}/run", "--mode=predict", f"--input={tmp_path}/new.txt") == 0
+    with open(capsys.readouterr().out.splitlines()[-1], newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [row["text"] for row in rows] == ["Win a prize, 99", "see you at home"]
     assert [row["label"] for row in rows] == ["spam", "ham"]
     assert "prize" in rows[0]["decided by"] or "win" in rows[0]["decided by"]
-    config = cli.load_config(f"{ROOT}/configs/spam.py:messages")
-    config |= {"train_for": "80 steps", "batch_size": 16, "baselines": False}
-    config["data"]["path"] = str(tmp_path / "messages.tsv")
-    result = um.run(config, workdir=tmp_path / "run", quiet=True)
+
     ex, view = result.experiment, result.ts.eval_view()
-    held = ex.dataset.validation.__getitems__(np.arange(len(ex.dataset.validation)))
-    p = np.asarray(ex.predict(view, {"x": held["x"]}, None)["probabilities"], np.float64)
-    a, b = scores.platt(np.log(p[:, 1] / p[:, 0]), held["y"])
-    found = result.summary["metrics"]["test"]
-    assert found["f1"] == 1 and found["false_positive_rate_at_threshold"] == 0
     assert ex.reader is not None
     told = ex.reader(view, ["see you at home"])
     assert told.rows[0][1] == pytest.approx(float(rows[1]["probability of spam"]), rel=1e-5)
-    test = np.asarray(ex.predict(view, {"x": ex.dataset.test.column("x")[:1]}, None)["probabilities"], np.float64)
-    text = bytes(um.data.load(**config["data"]).test.column("x")[0]).decode()
+
+    def odds(source: Any) -> np.ndarray:
+        p = np.asarray(ex.predict(view, {"x": source.column("x")}, jax.random.key(0))["probabilities"], np.float64)
+        return np.log(p[:, 1] / p[:, 0])
+
+    a, b = scores.platt(odds(ex.dataset.validation), ex.dataset.validation.column("y"))
+    text = bytes(um.data.load(**messages(tmp_path)["data"]).test.column("x")[0]).decode()
     told = ex.reader(view, [text])
-    assert told.rows[0][1] == pytest.approx(float(expit(a * np.log(test[0, 1] / test[0, 0]) + b)), rel=1e-3)
+    assert told.rows[0][1] == pytest.approx(float(expit(a * odds(ex.dataset.test)[0] + b)), rel=1e-3)
 
 
 def test_what_is_wrong_with_an_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = settings(tmp_path)
-    assert cli.main([*argv, f"--input={tmp_path}/new.txt"]) == 2
+    messages(tmp_path)
+    assert asking(tmp_path, f"--input={tmp_path}/new.txt") == 2
     assert "is what --mode=predict labels" in capsys.readouterr().err
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    assert cli.main([*argv, "--mode=predict", f"--input={tmp_path}/none.txt"]) == 2
+    assert asking(tmp_path, f"--workdir={tmp_path}/run", "--mode=predict", f"--input={tmp_path}/none.txt") == 2
     assert "none.txt: no such file" in capsys.readouterr().err
 
 
@@ -186,8 +184,5 @@ def test_what_is_wrong_with_an_input(tmp_path: Path, capsys: pytest.CaptureFixtu
     ],
 )
 def test_what_does_not_fit_is_refused(more: dict[str, Any], words: str, tmp_path: Path) -> None:
-    settings(tmp_path)
-    config = cli.load_config(f"{ROOT}/configs/spam.py:messages")
-    config["data"]["path"] = str(tmp_path / "messages.tsv")
     with pytest.raises(SettingsError, match=words):
-        pipelines.build({**config, **more})
+        pipelines.build({**messages(tmp_path), **more})
