@@ -20,7 +20,7 @@ def get_config(variant: str = "docstrings") -> ConfigDict:
     c.techniques = ()
     c.evals = dict(test=())
     if variant == "messages":
-        c.data = dict(name="messages", path="data/messages.tsv")
+        c.data = dict(name="messages", path="data/messages.tsv", validation=0.15)
         c.flag = "spam"
     else:
         c.data = dict(name="docstrings/scikit-learn")  # which sentences are scikit-learn's, of a third of that size
@@ -28,12 +28,12 @@ def get_config(variant: str = "docstrings") -> ConfigDict:
     c.allowed = 0.003
     c.tokens, c.runs = "characters", (2, 5)
     c.vocabulary, c.least = 80_000, 2
-    c.model = dict(name="bag", width=16, hidden=(32,), normalised=False, weights="idf")
+    c.model = dict(name="bag", width=16, hidden=(32,), dropout=0.3, normalised=False, weights="idf")
     # Plain steps: Adam's make runs that are seldom there as weighty as those that are common.
     c.optimizer = dict(name="sgd", learning_rate=0.3, momentum=0.9, schedule="cosine")
     c.batch_size = 64
     c.train_for = "20 epochs"
     c.ema = 0.0
-    c.log_every, c.eval_every, c.checkpoint_every = "50 steps", "2 epochs", "25%"
+    c.log_every, c.eval_every, c.checkpoint_every = "50 steps", "5 epochs", "50%"
     c.eval_batch_size = 256
     return c
