@@ -60,6 +60,7 @@ _MODULES = [
     "settings",
     "smoothing",
     "step",
+    "text_baselines",
     "train_state",
     "transforms",
     "verify",

@@ -18,12 +18,14 @@ from umbrella.models.rows import Rows
 from umbrella.models.seq2seq import RecurrentSeq2Seq, TransformerSeq2Seq
 from umbrella.models.series import SeriesLinear, SeriesRNN, SeriesTCN, SeriesTransformer
 from umbrella.models.text import Bag, TextCNN
+from umbrella.models.text_sequence import TextRNN, TextTransformer
 from umbrella.models.vae import VAE, Likelihood
 
 __all__ = [
     "BERT",
     "CNN",
     "MLP",
+    "ATTENTIVE",
     "TABLE",
     "VAE",
     "Autoencoder",
@@ -48,6 +50,8 @@ __all__ = [
     "SeriesTransformer",
     "TextCNN",
     "TransformerSeq2Seq",
+    "TextRNN",
+    "TextTransformer",
     "build",
 ]
 
@@ -71,8 +75,13 @@ TABLE = {
     "seq2seq": RecurrentSeq2Seq,
     "text_cnn": TextCNN,
     "transformer_seq2seq": TransformerSeq2Seq,
+    "text_rnn": TextRNN,
+    "text_transformer": TextTransformer,
     "vae": VAE,
 }
+
+
+ATTENTIVE = (TextRNN, TextTransformer)  # their submodule "pool" gives the weights of the words as its second output
 
 
 def build(
