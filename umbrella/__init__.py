@@ -44,6 +44,7 @@ _MODULES = [
     "frechet",
     "gradients",
     "losses",
+    "memory",
     "metrics",
     "models",
     "objective",
