@@ -19,6 +19,8 @@ FLOORS = {
         "parallel report robustness smoothing workdir writers"
         "artifacts baselines blame checkpoint cleaning compare data environment evaluation experiment frechet loop "
         "parallel report robustness smoothing text_baselines workdir writers"
+        "artifacts baselines blame checkpoint cleaning compare data environment evaluation experiment frechet loop "
+        "memory parallel report robustness smoothing workdir writers"
     ),
     5: "pipelines runs",
     6: "cli diagnose table verify",

@@ -46,6 +46,7 @@ _MODULES = [
     "frechet",
     "gradients",
     "losses",
+    "memory",
     "metrics",
     "models",
     "ngrams",
