@@ -15,12 +15,8 @@ FLOORS = {
     2: "attacks bounds objective transforms",
     3: "gradients optim step train_state",
     4: (
-        "artifacts baselines blame checkpoint cleaning compare data environment evaluation experiment frechet loop memory "
-        "parallel report robustness smoothing workdir writers"
-        "artifacts baselines blame checkpoint cleaning compare data environment evaluation experiment frechet loop "
-        "parallel report robustness smoothing text_baselines workdir writers"
-        "artifacts baselines blame checkpoint cleaning compare data environment evaluation experiment frechet loop "
-        "memory parallel report robustness smoothing workdir writers"
+        "artifacts baselines blame checkpoint cleaning compare data environment evaluation experiment "
+        "frechet loop memory parallel report robustness smoothing text_baselines workdir writers"
     ),
     5: "pipelines runs",
     6: "cli diagnose table verify",

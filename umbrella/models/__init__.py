@@ -18,6 +18,7 @@ from umbrella.models.rows import Rows
 from umbrella.models.seq2seq import RecurrentSeq2Seq, TransformerSeq2Seq
 from umbrella.models.series import SeriesLinear, SeriesRNN, SeriesTCN, SeriesTransformer
 from umbrella.models.text import Bag, TextCNN
+from umbrella.models.text_bert import TextBERT
 from umbrella.models.text_sequence import TextRNN, TextTransformer
 from umbrella.models.vae import VAE, Likelihood
 
@@ -48,6 +49,7 @@ __all__ = [
     "SeriesRNN",
     "SeriesTCN",
     "SeriesTransformer",
+    "TextBERT",
     "TextCNN",
     "TransformerSeq2Seq",
     "TextRNN",
@@ -73,6 +75,7 @@ TABLE = {
     "series_tcn": SeriesTCN,
     "series_transformer": SeriesTransformer,
     "seq2seq": RecurrentSeq2Seq,
+    "text_bert": TextBERT,
     "text_cnn": TextCNN,
     "transformer_seq2seq": TransformerSeq2Seq,
     "text_rnn": TextRNN,

@@ -1,5 +1,6 @@
 """Classifying texts. Floor 5."""
 
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -7,10 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from umbrella import losses, metrics, models
+from umbrella import checkpoint, losses, metrics, models
 from umbrella.artifacts import Table
 from umbrella.baselines import chosen
-from umbrella.data import Arrays, Dataset
+from umbrella.data import Arrays, Dataset, tokenizers
+from umbrella.data.pieces import Pieces
+from umbrella.data.tokenizers import Tokenizer
 from umbrella.data.words import UNKNOWN, Tokens, Vocabulary
 from umbrella.experiment import Experiment, Reader, Review
 from umbrella.objective import Array, Batch, Ctx, Objective, Params, State, Transform, View, measure, supervised
@@ -20,7 +23,7 @@ from umbrella.settings import Count, Fraction, Natural, SettingsError, near
 from umbrella.text_baselines import TEXT_CLASSIFIERS, text_classification
 from umbrella.transforms import at_embedding
 
-CLASSIFIERS = ("bag", "text_cnn", "text_rnn", "text_transformer")
+CLASSIFIERS = ("bag", "text_bert", "text_cnn", "text_rnn", "text_transformer")
 FITTING = ("adversarial", "awp", "l1", "l2", "label_smoothing", "lora", "noise", "sam", "trades", "vat")
 SHOWN = 20
 ASKED = 512  # texts that are looked at together
@@ -36,6 +39,7 @@ def problem(
     log: dict[str, Any],
     *,
     model: dict,
+    tokenizer: str | None = None,
     tokens: Literal["words", "characters"] = "words",
     runs: tuple[Count, Count] = (1, 1),
     vocabulary: Count = 20_000,
@@ -51,6 +55,8 @@ def problem(
     Attacks act on the vectors of words: an eps is the length of a perturbation of a whole text's.
 
     Args:
+      tokenizer: the workdir of a language model, whose tokenizer cuts the texts; then `tokens`, `runs`, `vocabulary`
+        and `least` say nothing. With --init_from the model goes on from there, too.
       tokens: what a text is cut into.
       runs: the shortest and the longest run of tokens that is one; (1, 2) has words and pairs of words. Of runs the
         order is lost, so they are for a bag.
@@ -73,7 +79,9 @@ def problem(
     if runs != (1, 1) and model.get("name") != "bag":
         raise SettingsError(f"config.runs: {runs} has no order, which config.model.name={model.get('name')!r} reads")
     raw = {s: strings(getattr(dataset, s)) for s in ("train", "validation", "test")}
-    words = Vocabulary.of(raw["train"], vocabulary, least, Tokens(tokens, runs))
+    words: Vocabulary | Pieces = Vocabulary.of(raw["train"], vocabulary, least, Tokens(tokens, runs))
+    if tokenizer is not None:
+        words = Pieces.of(learnt(tokenizer), raw["train"])
     if len(words.words) <= UNKNOWN + 1:
         raise SettingsError(f"config.least: no word of the training texts occurs {least:,} times; say less")
     length = length or words.longest(raw["train"])
@@ -82,7 +90,8 @@ def problem(
     }
     classes, names = dataset.info["classes"], tuple(dataset.info["class_names"] or ())
     names = names or tuple(map(str, range(classes)))
-    net = models.build(model, only=CLASSIFIERS, log=log, out=classes, words=len(words.words))
+    more = {"length": length} if model.get("name") == "text_bert" else {}
+    net = models.build(model, only=CLASSIFIERS, log=log, out=classes, words=len(words.words), **more)
     base = measure(accuracy=metrics.accuracy)(supervised(net, losses.cross_entropy))
     flagged = None if flag is None else _flagged(flag, names)
     seen = len(told["validation"]) > 0 and "validation" not in dataset.info["hidden"]
@@ -106,12 +115,27 @@ def problem(
     )
 
 
+def learnt(workdir: str) -> Tokenizer:
+    """The tokenizer that the checkpoints of a language model keep.
+
+    Raises:
+      SettingsError: no checkpoint there, or one of something else.
+    """
+    meta = checkpoint.read_meta(pathlib.Path(workdir).expanduser() / "checkpoints")
+    if meta is None or "tokenizer" not in meta.get("kept", {}):
+        what = "no checkpoint there" if meta is None else "what was trained there has no tokenizer"
+        raise SettingsError(
+            f"config.tokenizer: {workdir}: {what}; name the workdir of a run of the pipeline 'language'"
+        )
+    return tokenizers.from_json(meta["kept"]["tokenizer"])
+
+
 def strings(source: Any) -> list[str]:
     """The texts of a split."""
     return [bytes(v).decode("utf-8", "replace") for v in source.column("x")]
 
 
-def counted(words: Vocabulary) -> Transform:
+def counted(words: Vocabulary | Pieces) -> Transform:
     """Puts the shares of the words and their inverse document frequencies where the model has them. Innermost by
     rule."""
     known = {"share": words.counts / max(1, words.counts.sum()), "idf": words.idf}
@@ -136,7 +160,7 @@ class _Texts(NamedTuple):
     """A classifier and the texts around it."""
 
     net: Any
-    words: Vocabulary
+    words: Vocabulary | Pieces
     length: int
     names: tuple[str, ...]
     raw: Mapping[str, list[str]]
