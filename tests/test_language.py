@@ -215,12 +215,12 @@ def test_a_classifier_goes_on_from_a_masked_model(text: str, tmp_path: Any) -> N
     }
     got = um.run(fine, workdir=str(tmp_path / "fine"), init_from=str(tmp_path / "bert"), quiet=True)
     found, _ = um.checkpoint.restore_params(
-        tmp_path / "bert" / "checkpoints", View(got.state.params, {}), fresh=("params/model/head",)
+        tmp_path / "bert" / "checkpoints", View(got.ts.params, {}), fresh=("params/model/head",)
     )
     for name in ("embedding", "transformer"):
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
-            got.state.params["model"][name],
+            got.ts.params["model"][name],
             found.params["model"][name],
         )
     with pytest.raises(SettingsError, match="no checkpoint there"):
