@@ -14,7 +14,7 @@ LOWER = frozenset(
 HIGHER = frozenset(
     {
         "accuracy", "acc", "auc", "auroc", "auprc", "f1", "precision", "recall", "ndcg", "mrr", "hit", "hits", "r2",
-        "bleu", "rouge", "psnr", "ssim", "iou", "dice", "kappa", "mcc", "likelihood", "correlation", "purity",
+        "bleu", "chrf", "rouge", "psnr", "ssim", "iou", "dice", "kappa", "mcc", "likelihood", "correlation", "purity",
     }
 )  # fmt: skip
 

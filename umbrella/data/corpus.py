@@ -1,6 +1,5 @@
 """Running text, for language models: a file of the user's, or what comes with Python packages. Floor 4."""
 
-import hashlib
 import pathlib
 
 import numpy as np
@@ -93,8 +92,7 @@ def _cut(name: str, source: str, key: str, text: str, validation: float, test: f
             f"config.data.validation, config.data.test: {validation:g} and {test:g} leave {end - held:,} of {n:,} "
             "characters to train on; hold out less"
         )
-    digest = hashlib.blake2b(f"{key} {n}".encode(), digest_size=16).hexdigest()
-    return _dataset(name, source, digest, text[: end - held], text[end - held : end], text[end:])
+    return _dataset(name, source, key, text[: end - held], text[end - held : end], text[end:])
 
 
 def _dataset(name: str, source: str, key: str, *parts: str) -> Dataset:

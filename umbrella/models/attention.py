@@ -222,5 +222,6 @@ def sinusoids(length: int, width: int, base: float = 10_000.0) -> Array:
     Source: Vaswani et al. 2017, section 3.5.
     """
     place = jnp.arange(width)
-    angle = jnp.arange(length)[:, None] * (base ** (-2.0 * (place // 2) / width))[None]
+    wave = base ** (-2.0 / width * (place // 2).astype(jnp.float32))
+    angle = jnp.arange(length, dtype=jnp.float32)[:, None] * wave[None]
     return jnp.where(place[None] % 2 == 0, jnp.sin(angle), jnp.cos(angle))

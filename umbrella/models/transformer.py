@@ -57,7 +57,11 @@ class Block(nn.Module):
             )
 
         def add(x: Array, name: str, fn: Callable[[Array], Array]) -> Array:
-            norm = nn.LayerNorm(1e-5, dtype=self.dtype, name=f"{name}_norm")
+            layer = nn.LayerNorm(1e-5, name=f"{name}_norm")
+
+            def norm(h: Array) -> Array:
+                return layer(h.astype(jnp.float32)).astype(self.dtype)
+
             made = nn.Dropout(self.dropout, deterministic=not train)(fn(norm(x) if self.norm == "pre" else x))
             return x + made if self.norm == "pre" else norm(x + made)
 

@@ -56,27 +56,32 @@ def writing(
 
 
 def write(net: Any, view: View, tokenizer: Tokenizer, asked: Writing, key: Array) -> Text:
-    """What a model of the next token writes by itself, in segments: one that sees T tokens at most goes on from the
-    last half of them.
+    """What a model of the next token writes by itself. `view` is of one seed, its parameters the effective ones."""
+    start = tokenizer.encode(asked.prompt)
+    text = tokenizer.decode(continued(net, view.params["model"], start, asked, key))
+    told = [f"temperature {asked.temperature:g}"]
+    told += [f"top_k {asked.top_k}"] * (asked.top_k > 0) + [f"top_p {asked.top_p:g}"] * (asked.top_p < 1)
+    caption = f"What the first seed's model writes after {asked.prompt!r}: {asked.length:,} tokens, {', '.join(told)}."
+    return Text(text, caption)
+
+
+def continued(net: Any, params: Any, start: np.ndarray, asked: Writing, key: Array) -> np.ndarray:
+    """i32[P + asked.length]: the prompt i32[P] and what follows it, in segments: a model that sees T tokens at most
+    goes on from the last half of them.
 
     Args:
       net: a model with a cache for decoding ("cache", by decode=True), or one that keeps its state ("carry").
-      view: of one seed; its parameters are the effective ones.
     """
-    room = getattr(net, "length", 0)
-    written = tokenizer.encode(asked.prompt)
-    start = len(written)
+    room, written = getattr(net, "length", 0), start
     how = {"temperature": asked.temperature, "top_k": asked.top_k, "top_p": asked.top_p}
     run = jax.jit(functools.partial(_segment, net, how), static_argnames="length")
-    while len(written) - start < asked.length:
+    while len(written) - len(start) < asked.length:
         context = written[-(room // 2 or 1) :] if room else written
         length = max(1, room - len(context)) if room else asked.length
         key, now = jax.random.split(key)
-        told = run(view.params["model"], context[None], now, length=length)
+        told = run(params, jnp.asarray(context)[None], now, length=length)
         written = np.concatenate([written, np.asarray(told)[0]])
-    text = tokenizer.decode(written[: start + asked.length])
-    chosen = ", ".join(f"{k} {v:g}" for k, v in how.items() if v != {"top_k": 0, "top_p": 1.0}.get(k))
-    return Text(text, f"What the first seed's model writes after {asked.prompt!r}: {asked.length:,} tokens, {chosen}.")
+    return written[: len(start) + asked.length]
 
 
 def _segment(net: Any, how: dict[str, Any], params: Any, prompt: Array, key: Array, *, length: int) -> Array:
@@ -114,8 +119,9 @@ def by_context(logits_of: LogitsOf, views: View, test: Tokens) -> Curves:
     return Curves({"the model": (x, mean)}, "tokens before it", "nats", caption, bands)
 
 
-def one_hidden(logits_of: LogitsOf, views: View, test: Tokens) -> dict[str, np.ndarray]:
-    """One token hidden at a time, the model sees the others of a row around it: nats and accuracy, f64[K] each."""
+def one_hidden(logits_of: LogitsOf, views: View, test: Tokens) -> dict[str, Any]:
+    """One token hidden at a time, the model sees the others of a row around it: nats and accuracy, of one seed or of
+    each."""
     at, length = places(len(test.tokens), length_after(test)), test.length
     whole, first = np.concatenate([test.before, test.tokens]), len(test.before)
     start = np.minimum(first + at - length // 2, len(whole) - length)
@@ -131,10 +137,9 @@ def one_hidden(logits_of: LogitsOf, views: View, test: Tokens) -> dict[str, np.n
         kept = len(at[i : i + BATCH])
         nats.append(_nats(told, y)[:, :kept])
         hits.append((told.argmax(-1) == y[None])[:, :kept])
-    return {
-        "one_hidden_loss": np.concatenate(nats, 1).mean(1, dtype=np.float64),
-        "one_hidden_accuracy": np.concatenate(hits, 1).mean(1),
-    }
+    found = {"one_hidden_loss": nats, "one_hidden_accuracy": hits}
+    each = {k: np.concatenate(v, 1).mean(1, dtype=np.float64) for k, v in found.items()}
+    return {k: float(v[0]) if len(v) == 1 else v for k, v in each.items()}
 
 
 def guesses(logits_of: LogitsOf, views: View, test: Tokens, tokenizer: Tokenizer) -> Table:

@@ -28,8 +28,9 @@ def mask_tokens(
 
     def fn(batch: Batch, key: Array) -> Batch:
         x = batch["x"]
+        mask = batch["mask"] if "mask" in batch else jnp.ones(x.shape)
         told, how, by = jax.random.split(key, 3)
-        may = (x > 0) & (batch["mask"] > 0 if "mask" in batch else True)
+        may = (x > 0) & (mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)) > 0)
         chosen = may & (jax.random.uniform(told, x.shape) < rate)
         coin = jax.random.uniform(how, x.shape)
         other = jax.random.randint(by, x.shape, *words, x.dtype)
