@@ -15,7 +15,14 @@ The column of dates is found, or named with --config.data.date; dates are read s
 --config.data.dates="day first" or "month first". Empty fields are refused, unless --config.data.missing is "previous"
 or "drop".
 
-MEASURED
+Measured on two busy cores of an AMD EPYC, on the generated series: 494 test rows from June 2017 on, each forecast for 7
+days, mean +- sd of 3 trainings as one program, 2.1 minutes. MASE by the seasonal naive error of the training part.
+
+    TCN, the last parameters         1.013 +- 0.004    intervals of 90 % hold 92.9 %
+    regression on what it sees       1.186             Diebold-Mariano against it, by days: p = 7e-7
+    AR(28)                           1.210
+    seasonal naive                   1.402
+    persistence                      4.135
 """
 
 from ml_collections import ConfigDict
