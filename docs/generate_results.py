@@ -127,7 +127,8 @@ def section(name: str, runs: list[dict[str, Any]]) -> str:
             values = [v for r in runs for v in _values(r["metrics"][evaluation][metric])]
             if not values:
                 continue
-            rivals = "; ".join(f"{b} {v[metric]:.4g}" for b, v in first["baselines"].items() if metric in v)
+            beside = {b: v[metric] for b, v in first["baselines"].items() if v.get(metric) is not None}
+            rivals = "; ".join(f"{b} {v:.4g}" for b, v in beside.items())
             sd = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
             digits = 2 if abs(np.mean(values)) > 2 else 4
             beside = rivals if evaluation == "test" else ""
