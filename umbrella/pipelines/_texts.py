@@ -77,7 +77,9 @@ def decided(numbers: dict[str, float], logits: np.ndarray, y: np.ndarray, decisi
         return
     true = y == decision.flag
     numbers |= flagging(logits.argmax(1) == decision.flag, true)
-    numbers |= {f"{k}_at_threshold": v for k, v in flagging(decision.labels(p) == decision.flag, true).items()}
+    labels = decision.labels(p)
+    numbers["accuracy_at_threshold"] = float(np.mean(labels == y))
+    numbers |= {f"{k}_at_threshold": v for k, v in flagging(labels == decision.flag, true).items()}
     numbers["threshold"] = decision.threshold
 
 
