@@ -1,6 +1,7 @@
 """Translating short texts, or any other task from a text to a text. Floor 5."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from umbrella import decoding, losses, metrics, models, settings
-from umbrella.data import Arrays, Dataset, pairs, tokenizers
+from umbrella.data import Arrays, Data, Dataset, pairs, tokenizers
+from umbrella.data import buckets as lengths
 from umbrella.data.tokenizers import END, PAD, START, Tokenizer
-from umbrella.experiment import Experiment, Review
+from umbrella.experiment import Experiment, Review, RunSettings
 from umbrella.models.seq2seq import attention_of, begin, stepper
 from umbrella.objective import Array, Batch, View, map_batch, measure, supervised
 from umbrella.pipelines import _translated
@@ -64,13 +66,15 @@ def problem(
     tokens: Literal["char", "whitespace", "bpe"] = "bpe",
     vocabulary: Natural = 1000,
     length: Natural = 0,
+    buckets: Natural = 0,
     beam: dict | None = None,
     baselines: bool = True,
 ) -> Problem:
     """Cross-entropy of the next token of the target; test is translated by beam search at the end.
 
     Measures, on test: bleu, chrf, bleu_one_reference and exact_accuracy of the translations of every distinct source
-    (see umbrella.pipelines._translated.scored).
+    (see umbrella.pipelines._translated.scored); of several seeds also as "ensemble", where the next token's
+    probabilities are the mean of theirs.
 
     Args:
       tokens: what texts are cut into, by one tokenizer for both languages, which is learnt from the training texts.
@@ -78,6 +82,8 @@ def problem(
         it.
       length: tokens of a source and of a target, their end among them; 0 for as many as 99 in 100 of the training
         texts have. Longer pairs are left out of train, and cut in validation and test.
+      buckets: training batches are of pairs of about one length, padded to a multiple of so many tokens, each shape a
+        compilation; steps_per_call must then be 1. 0 pads all to `length`, which is better for short texts.
       beam: width and alpha of the search.
       baselines: the translation of the most similar source of train, and the source as it is.
     """
@@ -95,24 +101,33 @@ def problem(
 
     def predict(resolve: Resolve) -> Callable[[View, Batch, Array], dict[str, Array]]:
         def run(view: View, rows: Batch, key: Array) -> dict[str, Array]:
-            best, score = translate({"params": resolve(view.params, view.state)["model"]}, rows["x"])
+            own = {"params": resolve(view.params, view.state)["model"]}
+            best, score = translate(jax.tree.map(lambda v: v[None], own), rows["x"])
             return {"tokens": best, "score": score, "text": spelt(found.tokenizer, best)}
 
         return run
 
     def review(resolve: Resolve) -> Callable[[View, Array], Review]:
-        run = jax.jit(lambda view, x: translate({"params": resolve(view.params, view.state)["model"]}, x)[0])
-        sources = list(known["test"])
+        run = jax.jit(
+            lambda views, x: translate({"params": jax.vmap(resolve)(views.params, views.state)["model"]}, x)[0]
+        )
+        sources, references = list(known["test"]), list(known["test"].values())
         x = tokenizers.padded(found.tokenizer, sources, found.lengths[0], end=True)
+
+        def by(views: View) -> tuple[np.ndarray, list[str]]:
+            rows = in_parts(functools.partial(run, views), x)
+            return rows, [found.tokenizer.decode(row) for row in rows]
 
         def of(views: View, key: Array) -> Review:
             lanes = len(jax.tree.leaves(views)[0])
-            made = [in_parts(functools.partial(run, views.lane(k)), x) for k in range(lanes)]
-            texts = [[found.tokenizer.decode(row) for row in rows] for rows in made]
-            each = [_translated.scored(t, list(known["test"].values())) for t in texts]
-            told = {m: [e[m] for e in each] if lanes > 1 else each[0][m] for m in each[0]}
-            first = views.lane(0)
-            return Review({"test": told}, figures(first, resolve, x, made[0], texts[0]))
+            made = [by(jax.tree.map(lambda v, k=k: v[k : k + 1], views)) for k in range(lanes)]
+            each = [_translated.scored(texts, references) for _, texts in made]
+            if lanes == 1:
+                numbers: dict[str, dict[str, Any]] = {"test": each[0]}
+            else:
+                together = _translated.scored(by(views)[1], references)
+                numbers = {"test": {m: [e[m] for e in each] for m in each[0]}, "ensemble": together}
+            return Review(numbers, figures(views.lane(0), resolve, x, *made[0]))
 
         return of
 
@@ -140,6 +155,7 @@ def problem(
         ),
         notes=found.notes,
         fitting=FITTING,
+        feed=functools.partial(by_length, found.splits["train"], buckets) if buckets else None,
         kept={"tokenizer": found.tokenizer.to_json()},
     )
 
@@ -184,6 +200,19 @@ def encoded(tokenizer: Tokenizer, texts: pairs.Pairs, lengths: tuple[int, ...]) 
     return Arrays(columns)
 
 
+def by_length(train: Arrays, multiple: int, run: RunSettings) -> Data:
+    """Training batches of pairs of about one length.
+
+    Raises:
+      SettingsError: calls of several steps, for which their slots must have one shape.
+    """
+    if run.steps_per_call != 1:
+        raise SettingsError("config.steps_per_call: batches of several lengths are made one at a time; set it to 1")
+    source, target = ((train.column(c) > 0).sum(1) for c in ("x", "mask"))
+    sides = {"source": lengths.Side(("x",), source), "target": lengths.Side(("target_in", "y", "mask"), target)}
+    return lengths.bucketed(train, run.batch_size, sides, multiple=multiple)
+
+
 def both_sides(batch: Batch, key: Array) -> Batch:
     """The batch with x as a model of two sides takes it."""
     rest = {k: v for k, v in batch.items() if k != "target_in"}
@@ -191,14 +220,20 @@ def both_sides(batch: Batch, key: Array) -> Batch:
 
 
 def translator(net: Any, how: Search, length: int) -> Callable[[Any, Array], tuple[Array, Array]]:
-    """(variables, sources i32[B, S]) -> (the best translations i32[B, T], with their END, their scores f32[B])."""
+    """(variables of K models, each leaf [K, ...]; sources i32[B, S]) -> (the best translations i32[B, T], with their
+    END, their scores f32[B]). Several models are one whose probabilities are the mean of theirs."""
 
     def run(variables: Any, source: Array) -> tuple[Array, Array]:
-        start = jnp.full(source.shape[0], START, jnp.int32)
+        def step(cache: Any, tokens: Array) -> tuple[Array, Any]:
+            each = jax.vmap(lambda v, c: stepper(net, v)(c, tokens), in_axes=(0, 1), out_axes=(0, 1))
+            logits, cache = each(variables, cache)
+            log_p = jax.nn.log_softmax(logits)
+            return jax.nn.logsumexp(log_p, 0) - math.log(log_p.shape[0]), cache
+
         found = decoding.beam(
-            stepper(net, variables),
-            begin(net, variables, source),
-            start,
+            step,
+            jax.vmap(lambda v: begin(net, v, source), out_axes=1)(variables),  # rows first, then models
+            jnp.full(source.shape[0], START, jnp.int32),
             width=how.width,
             length=length,
             end=END,
