@@ -35,6 +35,11 @@ SHOWN = (
     "probe_accuracy",
     "frechet",
     "class_entropy",
+    "mase",
+    "relative_mae",
+    "direction",
+    "qlike",
+    "coverage_90",
 )
 
 

@@ -45,6 +45,7 @@ SMALL_GAN = (
 )
 RUNNING = ("bert.py", "char_lm.py")  # language models: of a small file, and by a small network
 SMALL_TEXT = ("--config.length=32", "--config.batch_size=4", "--config.model.width=16", "--config.model.heads=2")
+SMALL_SERIES = ("--config.data.days=300", "--config.model={'name': 'series_linear'}", "--config.data.tickers=2")
 CASES = {
     "anomaly.py:digits": (),
     "anomaly.py:mnist": (),
@@ -88,6 +89,10 @@ CASES = {
     "softmax.py:digits": (),
     "softmax.py:mnist": (),
     "softmax.py:cifar10": (),
+    "stock.py:level": SMALL_SERIES,
+    "stock.py:return": SMALL_SERIES,
+    "stock.py:volatility": SMALL_SERIES,
+    "timeseries.py:seasons": (*SMALL_SERIES[:2], "--config.data.horizon=2"),
     "text_adversarial.py:docstrings": ("--config.model={'name': 'bag', 'width': 8}",),
     "text_adversarial.py:reviews": ("--config.model={'name': 'bag', 'width': 8}",),
     "text_adversarial.py:sms": ("--config.model={'name': 'bag', 'width': 8}",),

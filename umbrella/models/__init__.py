@@ -14,7 +14,9 @@ from umbrella.models.layers import Flatten, Sequential
 from umbrella.models.mlp import MLP
 from umbrella.models.recurrent import Recurrent
 from umbrella.models.resnet import ResNet
+from umbrella.models.rows import Rows
 from umbrella.models.seq2seq import RecurrentSeq2Seq, TransformerSeq2Seq
+from umbrella.models.series import SeriesLinear, SeriesRNN, SeriesTCN, SeriesTransformer
 from umbrella.models.text import Bag, TextCNN
 from umbrella.models.vae import VAE, Likelihood
 
@@ -38,7 +40,12 @@ __all__ = [
     "RecurrentLM",
     "RecurrentSeq2Seq",
     "ResNet",
+    "Rows",
     "Sequential",
+    "SeriesLinear",
+    "SeriesRNN",
+    "SeriesTCN",
+    "SeriesTransformer",
     "TextCNN",
     "TransformerSeq2Seq",
     "build",
@@ -56,6 +63,11 @@ TABLE = {
     "mlp": MLP,
     "recurrent_lm": RecurrentLM,
     "resnet": ResNet,
+    "rows": Rows,
+    "series_linear": SeriesLinear,
+    "series_rnn": SeriesRNN,
+    "series_tcn": SeriesTCN,
+    "series_transformer": SeriesTransformer,
     "seq2seq": RecurrentSeq2Seq,
     "text_cnn": TextCNN,
     "transformer_seq2seq": TransformerSeq2Seq,

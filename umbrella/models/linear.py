@@ -78,10 +78,10 @@ def _associative(a: Complex, b: Complex, start: Complex, real: Array | None, bac
 class LinearLayer(nn.Module):
     """f32[T, B, D], bool[T, B, 1] or None, f32[B] or None -> f32[T, B, W]: a residual block around a linear recurrence.
 
-        h_t = lambda h_{t-1} + gamma (B u_t),  y_t = Re(C h_t) + d u_t,  u = norm(x),  x + a sigmoid(g), (a, g) =
-        gelu(y) M
+        h_t = lambda h_{t-1} + gamma (B u_t),  y_t = Re(C h_t) + d u_t,  u = norm(x)
+        x + a sigmoid(g),  (a, g) = gelu(y) M
 
-    with a diagonal complex lambda = exp(-exp(nu) + i exp(theta)) inside of the unit circle, W numbers of it, and
+    with a diagonal complex lambda = exp(-exp(nu) + i exp(theta)) inside of the unit circle, W / 2 numbers of it, and
     gamma = sqrt(1 - |lambda|^2). Source: Orvieto et al. 2023, LRU, section 3 and appendix A. What is nonlinear acts
     within a step, so steps far apart are as easily reached as near ones.
 
@@ -89,7 +89,7 @@ class LinearLayer(nn.Module):
     dense layer in front when D is not W.
 
     Attributes:
-      width: W.
+      width: W, even: the state is W / 2 complex numbers.
       back: whether it reads from the last step to the first.
       stateful: see `umbrella.models.recurrent.Recurrent`.
       radius: the range that |lambda| starts in, uniform on the ring: 1 / (1 - |lambda|) is the memory in steps.
@@ -104,29 +104,24 @@ class LinearLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, real: Array | None, fresh: Array | None) -> Array:
-        w = self.width
+        w, n = self.width, self.width // 2
+        if w % 2:
+            raise ValueError(f"a width of {w}: the linear recurrence needs an even one, two for a complex number")
         if x.shape[-1] != w:
             x = nn.Dense(w, name="encode")(x)
         u = nn.LayerNorm(name="norm")(x)
-        drive = self.param("drive", nn.initializers.normal(1 / math.sqrt(2 * w)), (w, 2 * w))
-        size = jnp.exp(-jnp.exp(self.param("nu", self._nu, (w,))))
-        angle = jnp.exp(self.param("theta", self._theta, (w,)))
+        drive = self.param("drive", nn.initializers.normal(1 / math.sqrt(2 * w)), (w, w))
+        size = jnp.exp(-jnp.exp(self.param("nu", self._nu, (n,))))
+        angle = jnp.exp(self.param("theta", self._theta, (n,)))
         gamma = jnp.sqrt(jnp.maximum(1 - jnp.square(size), 1e-8))
-        b_re, b_im = jnp.split(u @ (drive * jnp.tile(gamma, 2)[None]), 2, -1)
-        zero = {"h": jnp.zeros((x.shape[1], 2 * w))}
+        b = u @ (drive * jnp.tile(gamma, 2)[None])
+        zero = {"h": jnp.zeros((x.shape[1], w))}
         start, keep = carried(self, zero, fresh) if self.stateful else (zero, lambda states: None)
-        h = jnp.concatenate(
-            linear_scan(
-                (size * jnp.cos(angle), size * jnp.sin(angle)),
-                (b_re, b_im),
-                (start["h"][:, :w], start["h"][:, w:]),
-                real=real,
-                back=self.back,
-            ),
-            -1,
-        )
+        a = size * jnp.cos(angle), size * jnp.sin(angle)
+        parts = linear_scan(a, _parts(b), _parts(start["h"]), real=real, back=self.back)
+        h = jnp.concatenate(parts, -1)
         keep({"h": h[-1]})
-        read = self.param("read", nn.initializers.normal(1 / math.sqrt(w)), (2 * w, w))
+        read = self.param("read", nn.initializers.normal(1 / math.sqrt(n)), (w, w))
         skip = self.param("skip", nn.initializers.normal(1.0), (w,))
         y = nn.gelu(h @ read + skip[None, None] * u)
         out, gate = jnp.split(nn.Dense(2 * w, name="mix")(y), 2, -1)
@@ -139,3 +134,8 @@ class LinearLayer(nn.Module):
 
     def _theta(self, key: Array, shape: tuple[int, ...]) -> Array:
         return jnp.log(self.phase * jax.random.uniform(key, shape, minval=1e-4))
+
+
+def _parts(h: Array) -> Complex:
+    re, im = jnp.split(h, 2, -1)
+    return re, im

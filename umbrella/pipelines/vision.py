@@ -15,14 +15,14 @@ from umbrella.baselines import chosen, classification, on_parts
 from umbrella.data import Dataset, scaling
 from umbrella.experiment import Experiment, Review
 from umbrella.objective import Array, Ctx, View, measure, supervised
-from umbrella.pipelines import _attacked, _classes
+from umbrella.pipelines import _attacked, _classes, _memory
 from umbrella.pipelines._standard import Problem, Resolve, assemble, scale_of
 from umbrella.robustness import Plan, bench, check_bound, plan
 from umbrella.settings import SettingsError
 from umbrella.transforms import pixels
 from umbrella.transforms.standardise import scaled, standardise
 
-CLASSIFIERS = ("cifar_fast", "cnn", "lenet", "mlp", "resnet")
+CLASSIFIERS = ("cifar_fast", "cnn", "lenet", "mlp", "resnet", "rows")
 
 
 def build(config: Mapping[str, Any]) -> Experiment:
@@ -86,19 +86,25 @@ def problem(
             held = _classes.told(run, views, dataset.validation) if seen else None
             made = _classes.review(test, held, names)
             made = made._replace(artifacts=(*made.artifacts, ("mistakes", mistakes(test))))
+            if isinstance(net, models.Rows):
+                figure = _memory.figure(net, of_pixels, resolve, views, some(_memory.ROWS), key)
+                made = made._replace(artifacts=itertools.chain(made.artifacts, figure))
             return made if attacked is None else under_attack(attacked, made, views, key)
 
         def under_attack(plan: Plan, made: Review, views: View, key: Array) -> Review:
-            rows = dataset.test.__getitems__(data.sample(len(dataset.test), plan.rows))  # many sets lie class by class
-            x = (rows["x"] / scale).astype(np.float32)
             logits = partial(of_pixels, resolve)
-            found = bench(plan, logits, views, x, np.asarray(rows["y"], np.int32), key)
+            found = bench(plan, logits, views, *some(plan.rows), key)
             more = _attacked.figures(found, logits, views, names)
             return made._replace(
                 metrics={**made.metrics, **_attacked.numbers(found)}, artifacts=itertools.chain(more, made.artifacts)
             )
 
         return of
+
+    def some(rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Test images f32[N, H, W, C] in [0, 1] and labels i32[N], drawn: many sets lie class by class."""
+        drawn = dataset.test.__getitems__(data.sample(len(dataset.test), rows))
+        return (drawn["x"] / scale).astype(np.float32), np.asarray(drawn["y"], np.int32)
 
     def mistakes(test: _classes.Told) -> Images:
         probabilities = np.nan_to_num(test.probabilities).mean(0)
