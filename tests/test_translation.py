@@ -19,7 +19,7 @@ from umbrella.data.tokenizers import END, PAD, START
 from umbrella.models import RecurrentSeq2Seq, TransformerSeq2Seq
 from umbrella.models.seq2seq import AttentionCell, Seq2Seq, attention_of, begin, stepper
 from umbrella.objective import Ctx, supervised
-from umbrella.pipelines import _translated, translation
+from umbrella.pipelines import _translated, _translating
 from umbrella.settings import SettingsError
 
 WORDS, S, T = 20, 6, 7
@@ -98,7 +98,7 @@ def test_attention_and_beams_of_a_model(name: str) -> None:
         return decoding.greedy(stepper(net, variables), begin(net, variables, source), prompt, length=T, end=END)
 
     twice = jax.tree.map(lambda v: jnp.stack([v, v]), variables)  # two models that say the same
-    best = jax.jit(translation.translator(net, translation.Search(1, 0.0), T))(twice, SOURCE)[0]
+    best = jax.jit(_translating.translator(net, _translating.Search(1, 0.0), T))(twice, SOURCE)[0]
     assert best.tolist() == jax.jit(greedy)(SOURCE).tolist()
 
 
@@ -228,6 +228,7 @@ def test_a_run_leaves_translations_and_their_scores(tmp_path: Path) -> None:
     r = um.run(config(tmp_path, seeds=2), workdir=tmp_path / "run", quiet=True)
     told, rivals = r.summary["metrics"]["test"], r.summary["baselines"]
     assert {"bleu", "chrf", "bleu_one_reference", "exact_accuracy", "loss", "accuracy"} <= told.keys()
+    assert len(r.summary["metrics"]["validation"]["bleu"]["values"]) == 2  # to choose by
     assert r.summary["metrics"]["ensemble"].keys() >= {"bleu", "chrf"}
     assert len(told["bleu"]["values"]) == 2 and rivals.keys() == set(_translated.RIVALS)
     assert r.summary["data"]["overlap"] == {"validation": 0, "test": 0}

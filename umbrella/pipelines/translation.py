@@ -1,51 +1,31 @@
 """Translating short texts, or any other task from a text to a text. Floor 5."""
 
 import functools
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from umbrella import decoding, losses, metrics, models, settings
+from umbrella import losses, metrics, models, settings
 from umbrella.data import Arrays, Data, Dataset, pairs, tokenizers
 from umbrella.data import buckets as lengths
-from umbrella.data.tokenizers import END, PAD, START, Tokenizer
-from umbrella.experiment import Experiment, Review, RunSettings
-from umbrella.models.seq2seq import attention_of, begin, stepper
-from umbrella.objective import Array, Batch, View, map_batch, measure, supervised
+from umbrella.data.tokenizers import PAD, Tokenizer
+from umbrella.experiment import Experiment, RunSettings
+from umbrella.objective import Array, Batch, map_batch, measure, supervised
 from umbrella.pipelines import _translated
-from umbrella.pipelines._standard import Problem, Resolve, assemble
-from umbrella.settings import Count, Natural, NonNegative, SettingsError
+from umbrella.pipelines._standard import Problem, assemble
+from umbrella.pipelines._translating import Translation, search
+from umbrella.settings import Natural, SettingsError
 
 COLUMNS = ("x", "target_in", "y", "mask")
 GIVEN = {"seq2seq": ("words",), "transformer_seq2seq": ("words", "length")}
 FITTING = ("l1", "l2", "label_smoothing", "lora", "sam")
 LONGEST = 99  # percentile of the training texts' tokens
-MAPS = 3  # of attention
-ROWS = 128  # sources that are translated at once
 
 
 def build(config: Mapping[str, Any]) -> Experiment:
     """config -> Experiment."""
     return assemble(config, problem, pairs.load)
-
-
-class Search(NamedTuple):
-    """How the best translation is looked for."""
-
-    width: int
-    alpha: float
-
-
-def search(*, width: Count = 4, alpha: NonNegative = 0.6) -> Search:
-    """Args:
-    width: of the beam; 1 takes the likeliest token at a time.
-    alpha: of the length penalty (see umbrella.decoding.length_penalty).
-    """
-    return Search(width, alpha)
 
 
 class Read(NamedTuple):
@@ -72,9 +52,9 @@ def problem(
 ) -> Problem:
     """Cross-entropy of the next token of the target; test is translated by beam search at the end.
 
-    Measures, on test: bleu, chrf, bleu_one_reference and exact_accuracy of the translations of every distinct source
-    (see umbrella.pipelines._translated.scored); of several seeds also as "ensemble", where the next token's
-    probabilities are the mean of theirs.
+    Measures, at the end, on validation and test: bleu, chrf, bleu_one_reference and exact_accuracy of the translations
+    of every distinct source (see umbrella.pipelines._translated.scored); of several seeds on test also as "ensemble",
+    where the next token's probabilities are the mean of theirs.
 
     Args:
       tokens: what texts are cut into, by one tokenizer for both languages, which is learnt from the training texts.
@@ -96,59 +76,17 @@ def problem(
         model, only=tuple(GIVEN), log=log, **{k: given[k] for k in GIVEN.get(str(model.get("name")), ())}
     )
     base = measure(accuracy=metrics.accuracy)(supervised(net, losses.cross_entropy))
-    known = {s: pairs.by_source(p) for s, p in found.pairs.items()}
-    translate = translator(net, how, found.lengths[1])
-
-    def predict(resolve: Resolve) -> Callable[[View, Batch, Array], dict[str, Array]]:
-        def run(view: View, rows: Batch, key: Array) -> dict[str, Array]:
-            own = {"params": resolve(view.params, view.state)["model"]}
-            best, score = translate(jax.tree.map(lambda v: v[None], own), rows["x"])
-            return {"tokens": best, "score": score, "text": spelt(found.tokenizer, best)}
-
-        return run
-
-    def review(resolve: Resolve) -> Callable[[View, Array], Review]:
-        run = jax.jit(
-            lambda views, x: translate({"params": jax.vmap(resolve)(views.params, views.state)["model"]}, x)[0]
-        )
-        sources, references = list(known["test"]), list(known["test"].values())
-        x = tokenizers.padded(found.tokenizer, sources, found.lengths[0], end=True)
-
-        def by(views: View) -> tuple[np.ndarray, list[str]]:
-            rows = in_parts(functools.partial(run, views), x)
-            return rows, [found.tokenizer.decode(row) for row in rows]
-
-        def of(views: View, key: Array) -> Review:
-            lanes = len(jax.tree.leaves(views)[0])
-            made = [by(jax.tree.map(lambda v, k=k: v[k : k + 1], views)) for k in range(lanes)]
-            each = [_translated.scored(texts, references) for _, texts in made]
-            if lanes == 1:
-                numbers: dict[str, dict[str, Any]] = {"test": each[0]}
-            else:
-                together = _translated.scored(by(views)[1], references)
-                numbers = {"test": {m: [e[m] for e in each] for m in each[0]}, "ensemble": together}
-            return Review(numbers, figures(views.lane(0), resolve, x, *made[0]))
-
-        return of
-
-    def figures(
-        view: View, resolve: Resolve, x: np.ndarray, made: np.ndarray, texts: list[str]
-    ) -> Iterator[tuple[str, Any]]:
-        yield "translations", _translated.examples(known["test"], texts, known["train"])
-        middle = np.argsort([len(t) for t in texts], kind="stable")[-MAPS * 4 :: 4]  # long ones say most
-        variables = {"params": resolve(view.params, view.state)["model"]}
-        given = {"source": x[middle], "target_in": _translated.shifted(made[middle])}
-        weights = np.asarray(jax.jit(lambda v, g: attention_of(net, v, g))(variables, given))
-        for i, row in enumerate(middle.tolist()):
-            yield f"attention_{i}", _translated.heat(weights[i], x[row], made[row], found.tokenizer)
+    made = Translation(
+        net, found.tokenizer, how, found.lengths, {s: pairs.by_source(p) for s, p in found.pairs.items()}
+    )
 
     return Problem(
         columns=COLUMNS,
         outer=map_batch(both_sides, name="both_sides", eval=True),
         base=base,
         context={"classes": size, "bounds": None},
-        review=review,
-        predict=predict,
+        review=made.review,
+        predict=made.predict,
         baselines=lambda: _translated.rivals(known["train"], known["test"]) if baselines else {},
         dataset=dataset._replace(
             train=found.splits["train"], validation=found.splits["validation"], test=found.splits["test"]
@@ -217,51 +155,3 @@ def both_sides(batch: Batch, key: Array) -> Batch:
     """The batch with x as a model of two sides takes it."""
     rest = {k: v for k, v in batch.items() if k != "target_in"}
     return {**rest, "x": {"source": batch["x"], "target_in": batch["target_in"]}}
-
-
-def translator(net: Any, how: Search, length: int) -> Callable[[Any, Array], tuple[Array, Array]]:
-    """(variables of K models, each leaf [K, ...]; sources i32[B, S]) -> (the best translations i32[B, T], with their
-    END, their scores f32[B]). Several models are one whose probabilities are the mean of theirs."""
-
-    def run(variables: Any, source: Array) -> tuple[Array, Array]:
-        def step(cache: Any, tokens: Array) -> tuple[Array, Any]:
-            each = jax.vmap(lambda v, c: stepper(net, v)(c, tokens), in_axes=(0, 1), out_axes=(0, 1))
-            logits, cache = each(variables, cache)
-            log_p = jax.nn.log_softmax(logits)
-            return jax.nn.logsumexp(log_p, 0) - math.log(log_p.shape[0]), cache
-
-        found = decoding.beam(
-            step,
-            jax.vmap(lambda v: begin(net, v, source), out_axes=1)(variables),  # rows first, then models
-            jnp.full(source.shape[0], START, jnp.int32),
-            width=how.width,
-            length=length,
-            end=END,
-            alpha=how.alpha,
-            pad=PAD,
-        )
-        return found.tokens[:, 0], found.score[:, 0]
-
-    return run
-
-
-def in_parts(run: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
-    """run of rows [N, ...], ROWS at a time; the last part is filled with its last row."""
-    parts = []
-    for start in range(0, len(x), ROWS):
-        rows = np.arange(start, start + ROWS).clip(max=len(x) - 1)
-        parts.append(np.asarray(run(x[rows])))
-    return np.concatenate(parts)[: len(x)]
-
-
-def spelt(tokenizer: Tokenizer, tokens: Array) -> Array:
-    """The texts of i32[B, T] as UTF-8, u8[B, M] and zeros behind; by the host, inside of a program."""
-    most = tokens.shape[1] * max(len(piece.encode()) for piece in tokenizer.pieces)
-
-    def write(tokens: np.ndarray) -> np.ndarray:
-        texts = [tokenizer.decode(row).encode() for row in np.asarray(tokens)]
-        return np.stack([np.frombuffer(t.ljust(most, b"\0"), np.uint8) for t in texts])
-
-    shape = jax.ShapeDtypeStruct((tokens.shape[0], most), jnp.uint8)
-    out: Array = jax.pure_callback(write, shape, tokens)
-    return out
