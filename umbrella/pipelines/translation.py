@@ -76,9 +76,8 @@ def problem(
         model, only=tuple(GIVEN), log=log, **{k: given[k] for k in GIVEN.get(str(model.get("name")), ())}
     )
     base = measure(accuracy=metrics.accuracy)(supervised(net, losses.cross_entropy))
-    made = Translation(
-        net, found.tokenizer, how, found.lengths, {s: pairs.by_source(p) for s, p in found.pairs.items()}
-    )
+    known = {s: pairs.by_source(p) for s, p in found.pairs.items()}
+    made = Translation(net, found.tokenizer, how, found.lengths, known)
 
     return Problem(
         columns=COLUMNS,
