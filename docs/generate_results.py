@@ -35,6 +35,8 @@ SHOWN = (
     "probe_accuracy",
     "frechet",
     "class_entropy",
+    "bleu",
+    "chrf",
     "mase",
     "relative_mae",
     "direction",

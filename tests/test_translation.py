@@ -1,8 +1,9 @@
 """Sequence to sequence: the equations in NumPy, what a model may know, and the pipeline from end to end."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,7 +19,7 @@ from umbrella.data.tokenizers import END, PAD, START
 from umbrella.models import RecurrentSeq2Seq, TransformerSeq2Seq
 from umbrella.models.seq2seq import AttentionCell, Seq2Seq, attention_of, begin, stepper
 from umbrella.objective import Ctx, supervised
-from umbrella.pipelines import _translated, translation
+from umbrella.pipelines import _translated, _translating
 from umbrella.settings import SettingsError
 
 WORDS, S, T = 20, 6, 7
@@ -34,57 +35,74 @@ draw = np.random.default_rng(0)
 SOURCE = draw.integers(5, WORDS, (3, S)).astype(np.int32)
 SOURCE[1, 4:] = PAD
 TARGET = draw.integers(5, WORDS, (3, T)).astype(np.int32)
+INPUT = {"source": SOURCE, "target_in": TARGET}
+
+
+class Made(NamedTuple):
+    """A net, its variables and its compiled pass."""
+
+    net: Seq2Seq
+    variables: Any
+    logits: Callable[[np.ndarray, np.ndarray], np.ndarray]  # (source, target) -> f32[B, T, V]
+
+
+def make(net: Seq2Seq) -> Made:
+    variables = jax.jit(lambda x: net.init(jax.random.key(0), x, train=False))(INPUT)
+    run = jax.jit(lambda s, t: net.apply(variables, {"source": s, "target_in": t}, train=False))
+    return Made(net, variables, lambda s, t: np.asarray(run(s, t)))
 
 
 @pytest.fixture(scope="module", params=NETS)
-def made(request: pytest.FixtureRequest) -> tuple[Seq2Seq, Any, np.ndarray]:
-    """(net, its variables, its logits for SOURCE and TARGET)."""
-    net = NETS[request.param]
-    variables = net.init(jax.random.key(0), {"source": SOURCE, "target_in": TARGET}, train=False)
-    return net, variables, logits(net, variables, SOURCE, TARGET)
-
-
-def logits(net: nn.Module, variables: Any, source: np.ndarray, target: np.ndarray) -> np.ndarray:
-    return np.asarray(net.apply(variables, {"source": source, "target_in": target}, train=False))
+def made(request: pytest.FixtureRequest) -> Made:
+    return make(NETS[request.param])
 
 
 # --------------------------------------------------------------------------------------------------- what a model knows
-def test_a_model_sees_no_future_no_padding_and_no_other_row(made: tuple[Seq2Seq, Any, np.ndarray]) -> None:
-    """By three changes in one pass: a target from step 4 on, padding of a source, another row's source."""
-    net, variables, full = made
+def test_a_model_sees_no_future_no_padding_and_no_other_row(made: Made) -> None:
+    """By changes in three rows at once: a target from step 4 on; what a source's padding would be if it were longer;
+    another row's source."""
+    full = made.logits(SOURCE, TARGET)
     target, source = TARGET.copy(), SOURCE.copy()
     target[0, 4:] = (target[0, 4:] + 1) % WORDS
-    source[2] = np.flip(source[2])
-    other = logits(net, variables, source, target)
+    source[2] = 5 + (source[2] + 3) % (WORDS - 5)
+    other = made.logits(source, target)
     assert np.abs(other[0, :4] - full[0, :4]).max() < 1e-6 < 1e-4 < np.abs(other[0, 4:] - full[0, 4:]).max()
     assert np.abs(other[1] - full[1]).max() < 1e-6
     assert np.abs(other[2] - full[2]).max() > 1e-4  # and the source matters
-    cut = logits(net, variables, SOURCE[1:2, :4], TARGET[1:2])  # without its padding
-    np.testing.assert_allclose(cut[0], full[1], atol=1e-5)
+    alone = made.logits(SOURCE[:, :4], TARGET)  # row 1 without its padding
+    np.testing.assert_allclose(alone[1], full[1], atol=1e-5)
 
 
-def test_decoding_step_by_step_is_the_full_pass(made: tuple[Seq2Seq, Any, np.ndarray]) -> None:
-    net, variables, full = made
-    step = jax.jit(stepper(net, variables))
-    cache, out = begin(net, variables, jnp.asarray(SOURCE)), []
+def test_decoding_step_by_step_is_the_full_pass(made: Made) -> None:
+    step = jax.jit(stepper(made.net, made.variables))
+    cache, out = jax.jit(lambda s: begin(made.net, made.variables, s))(SOURCE), []
     assert {x.shape[0] for x in jax.tree.leaves(cache)} == {len(SOURCE)}  # as beams need it
     for t in range(T):
-        now, cache = step(cache, jnp.asarray(TARGET[:, t]))
+        now, cache = step(cache, TARGET[:, t])
         out.append(np.asarray(now))
-    np.testing.assert_allclose(np.stack(out, 1), full, atol=1e-5)
+    np.testing.assert_allclose(np.stack(out, 1), made.logits(SOURCE, TARGET), atol=1e-5)
+    assert step._cache_size() == 1  # a token costs no compilation
 
 
-def test_attention_adds_up_to_one_and_leaves_padding_out(made: tuple[Seq2Seq, Any, np.ndarray]) -> None:
-    net, variables, _ = made
-    weights = np.asarray(
-        attention_of(net, variables, {"source": jnp.asarray(SOURCE), "target_in": jnp.asarray(TARGET)})
-    )
+@pytest.mark.parametrize("name", ["additive gru", "transformer"])
+def test_attention_and_beams_of_a_model(name: str) -> None:
+    """Attention adds up to one and leaves padding out; a beam of one is greedy."""
+    net, variables, _ = make(NETS[name])
+    weights = np.asarray(jax.jit(lambda x: attention_of(net, variables, x))(INPUT))
     assert weights.shape == (3, T, S)
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
     assert weights[1, :, 4:].max() == 0 and weights.std() > 0
 
+    def greedy(source: jax.Array) -> jax.Array:
+        prompt = jnp.full((3, 1), START, jnp.int32)
+        return decoding.greedy(stepper(net, variables), begin(net, variables, source), prompt, length=T, end=END)
 
-# ------------------------------------------------------------------------------------------------- the equations by hand
+    twice = jax.tree.map(lambda v: jnp.stack([v, v]), variables)  # two models that say the same
+    best = jax.jit(_translating.translator(net, _translating.Search(1, 0.0), T))(twice, SOURCE)[0]
+    assert best.tolist() == jax.jit(greedy)(SOURCE).tolist()
+
+
+# ------------------------------------------------------------------------------------------------ the equations by hand
 def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
@@ -147,16 +165,24 @@ def test_dot_attention_after_an_lstm_is_that_of_the_paper() -> None:
             np.testing.assert_allclose(mine, wanted, atol=1e-5)
 
 
+class Fixed(nn.Module):
+    """Logits that no compilation is needed for."""
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> jax.Array:
+        table = self.param("table", nn.initializers.normal(1.0), (WORDS, WORDS))
+        return table[x["target_in"]]
+
+
 def test_labels_of_tokens_can_be_smoothed() -> None:
     """(1 - eps) nll + eps mean_c -log q_c of every real token; padding stays out."""
-    net = NETS["additive gru"]
     y = np.where(np.arange(T)[None] < np.array([[7], [3], [5]]), TARGET, PAD)
-    batch = {"x": {"source": SOURCE, "target_in": TARGET}, "y": y, "mask": (y != PAD).astype(np.float32)}
-    base = supervised(net, losses.cross_entropy)
+    batch = {"x": INPUT, "y": y, "mask": (y != PAD).astype(np.float32)}
+    base = supervised(Fixed(), losses.cross_entropy)
     ctx = Ctx(jax.random.key(0), jnp.int32(0))
     params, state = base.init(batch, ctx)
-    loss = transforms.label_smoothing(WORDS, eps=0.1)(base).apply(params, state, batch, ctx)[0]
-    log_q = np.log(softmax(logits(net, {"params": params["model"]}, SOURCE, TARGET)))
+    loss, aux = transforms.label_smoothing(WORDS, eps=0.1)(base).apply(params, state, batch, ctx)
+    log_q = np.log(softmax(np.asarray(aux.outputs)))
     each = -0.9 * np.take_along_axis(log_q, y[..., None], -1)[..., 0] - 0.1 * log_q.mean(-1)
     assert float(loss) == pytest.approx(each[y != PAD].mean(), abs=1e-5)
 
@@ -170,7 +196,7 @@ def test_scores_of_translations() -> None:
     assert told["bleu"] == told["bleu_one_reference"] == pytest.approx(100 * (0.8 * 0.5 / 3 / 4) ** 0.25, abs=1e-3)
     assert told["exact_accuracy"] == 0 and 0 < told["chrf"] < 100
     both = _translated.scored(found, [[wanted, found[0]]])
-    assert both["bleu"] == both["chrf"] == pytest.approx(100) and both["exact_accuracy"] == 1
+    assert both["bleu"] == pytest.approx(100) and both["chrf"] == pytest.approx(100) and both["exact_accuracy"] == 1
     assert both["bleu_one_reference"] == told["bleu"]
 
 
@@ -184,7 +210,7 @@ def test_what_the_decoder_has_read() -> None:
     assert _translated.shifted(y).tolist() == [[START, 7, 8, PAD], [START, 9, 9, 9]]
 
 
-# ---------------------------------------------------------------------------------------------------------- the pipeline
+# --------------------------------------------------------------------------------------------------------- the pipeline
 LINES = [f"{a} {b}\t{b.upper()} {a.upper()}" for a in "abcdefgh" for b in ("un", "deux", "trois", "quatre", "cinq")]
 SMALL = {"name": "seq2seq", "width": 8, "hidden": 8, "dropout": 0.0}
 
@@ -202,6 +228,8 @@ def test_a_run_leaves_translations_and_their_scores(tmp_path: Path) -> None:
     r = um.run(config(tmp_path, seeds=2), workdir=tmp_path / "run", quiet=True)
     told, rivals = r.summary["metrics"]["test"], r.summary["baselines"]
     assert {"bleu", "chrf", "bleu_one_reference", "exact_accuracy", "loss", "accuracy"} <= told.keys()
+    assert len(r.summary["metrics"]["validation"]["bleu"]["values"]) == 2  # to choose by
+    assert r.summary["metrics"]["ensemble"].keys() >= {"bleu", "chrf"}
     assert len(told["bleu"]["values"]) == 2 and rivals.keys() == set(_translated.RIVALS)
     assert r.summary["data"]["overlap"] == {"validation": 0, "test": 0}
     index = {e["name"]: e for e in json.loads((tmp_path / "run/artifacts/index.json").read_text())}
@@ -209,18 +237,9 @@ def test_a_run_leaves_translations_and_their_scores(tmp_path: Path) -> None:
     heat = json.loads((tmp_path / "run/artifacts" / index["attention_0"]["file"]).read_text())
     np.testing.assert_allclose(np.sum(heat["values"], 1), 1, atol=1e-4)
     assert len(heat["row_names"]) == len(heat["values"])
-
-
-def test_predictions_are_texts_of_the_tokens(tmp_path: Path) -> None:
-    made = pipelines.build(config(tmp_path))
-    ts = um.train_state.create(
-        made.init,
-        made.step,
-        jax.random.key(0),
-        made.train_data.fetch(made.train_data.resident, made.train_data.slot(0, 0)),
-    )
-    x = made.dataset.test.column("x")[:3]
-    out = jax.device_get(jax.jit(made.predict)(ts.eval_view(), {"x": x}, jax.random.key(0)))
+    # What is predicted is the text of its tokens.
+    made, x = r.experiment, r.experiment.dataset.test.column("x")[:3]
+    out = jax.device_get(jax.jit(made.predict)(r.ts.eval_view().lane(0), {"x": x}, jax.random.key(0)))
     tokenizer = tokenizers.from_json(made.kept["tokenizer"])
     assert [bytes(t).rstrip(b"\0").decode() for t in out["text"]] == [tokenizer.decode(t) for t in out["tokens"]]
     assert tokenizer.decode(x[0]) in {line.split("\t")[0] for line in LINES}
@@ -250,14 +269,3 @@ def test_long_pairs_are_left_out_of_train_and_cut_elsewhere(tmp_path: Path) -> N
     assert any("train are longer" in n for n in made.notes) and any("test are longer" in n for n in made.notes)
     y, mask = (np.asarray(made.dataset.test.column(c)) for c in ("y", "mask"))
     assert y.shape[1] == 7 and ((y == END).sum(1) == 1).all() and (mask == (y != PAD)).all()
-
-
-def test_beam_search_goes_through_a_model(made: tuple[Seq2Seq, Any, np.ndarray]) -> None:
-    """A beam of one is greedy, with the caches of both kinds of model."""
-    net, variables, _ = made
-    start = jnp.full(3, START, jnp.int32)
-    run = translation.translator(net, translation.Search(1, 0.0), T)
-    best = jax.jit(run)(variables, jnp.asarray(SOURCE))[0]
-    cache = begin(net, variables, jnp.asarray(SOURCE))
-    wanted = decoding.greedy(stepper(net, variables), cache, start[:, None], length=T, end=END)
-    assert best.tolist() == wanted.tolist()

@@ -27,6 +27,8 @@ STAND_INS = ("adversarial.py", "certified.py", "cifar_fast.py", "cnn.py", "ensem
 TEXTS = {
     "reviews": lambda i: f"{('neg', 'pos')[i % 2]}\tit is {('dull', 'fine')[i % 2]} number {i}\n",
     "messages": lambda i: f"{('ham', 'spam')[i % 4 == 0]}\tcall {('me', 'now')[i % 4 == 0]} {i}\n",
+    "pairs": lambda i: f"call number {i}\tappelle le numéro {i}\n",
+    "multi30k": lambda i: f"call number {i}\tappelle le numéro {i}\n",
     "sms": lambda i: f"{('ham', 'spam')[i % 4 == 0]}\tcall {('me', 'now')[i % 4 == 0]} {i}\n",
 }
 # A few rows and steps: compiling attacks takes long, and what they find is tested elsewhere.
@@ -47,6 +49,7 @@ SMALL_GAN = (
 RUNNING = ("bert.py", "char_lm.py")  # language models: of a small file, and by a small network
 SMALL_TEXT = ("--config.length=32", "--config.batch_size=4", "--config.model.width=16", "--config.model.heads=2")
 SMALL_SERIES = ("--config.data.days=300", "--config.model={'name': 'series_linear'}", "--config.data.tickers=2")
+SMALL_PAIRS = ("--config.tokens=char", "--config.vocabulary=0", "--config.beam.width=2")
 CASES = {
     "anomaly.py:digits": (),
     "anomaly.py:mnist": (),
@@ -102,6 +105,10 @@ CASES = {
     "text_adversarial.py:docstrings": ("--config.model={'name': 'bag', 'width': 8}",),
     "text_adversarial.py:reviews": ("--config.model={'name': 'bag', 'width': 8}",),
     "text_adversarial.py:sms": ("--config.model={'name': 'bag', 'width': 8}",),
+    "translate.py:multi30k": (*SMALL_PAIRS, "--config.model.width=16", "--config.model.layers=1"),
+    "translate.py:numbers": ("--config.data.rows=200", *SMALL_PAIRS, "--config.model.hidden=8"),
+    "translate.py:pairs": ("--config.data.held_out=16", *SMALL_PAIRS, "--config.model.hidden=8"),
+    "translate.py:transformer": ("--config.data.rows=200", *SMALL_PAIRS, "--config.model.width=16"),
     "vae.py:digits": ("--config.importance_weighted.samples=2",),
     "vae.py:mnist": ("--config.importance_weighted.samples=2", "--config.eval_batch_size=1000"),
     "vae.py:cifar10": ("--config.importance_weighted.samples=2", "--config.eval_batch_size=1000"),

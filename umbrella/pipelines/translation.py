@@ -1,49 +1,31 @@
 """Translating short texts, or any other task from a text to a text. Floor 5."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from umbrella import decoding, losses, metrics, models, settings
-from umbrella.data import Arrays, Dataset, pairs, tokenizers
-from umbrella.data.tokenizers import END, PAD, START, Tokenizer
-from umbrella.experiment import Experiment, Review
-from umbrella.models.seq2seq import attention_of, begin, stepper
-from umbrella.objective import Array, Batch, View, map_batch, measure, supervised
+from umbrella import losses, metrics, models, settings
+from umbrella.data import Arrays, Data, Dataset, pairs, tokenizers
+from umbrella.data import buckets as lengths
+from umbrella.data.tokenizers import PAD, Tokenizer
+from umbrella.experiment import Experiment, RunSettings
+from umbrella.objective import Array, Batch, map_batch, measure, supervised
 from umbrella.pipelines import _translated
-from umbrella.pipelines._standard import Problem, Resolve, assemble
-from umbrella.settings import Count, Natural, NonNegative, SettingsError
+from umbrella.pipelines._standard import Problem, assemble
+from umbrella.pipelines._translating import Translation, search
+from umbrella.settings import Natural, SettingsError
 
 COLUMNS = ("x", "target_in", "y", "mask")
 GIVEN = {"seq2seq": ("words",), "transformer_seq2seq": ("words", "length")}
 FITTING = ("l1", "l2", "label_smoothing", "lora", "sam")
 LONGEST = 99  # percentile of the training texts' tokens
-MAPS = 3  # of attention
-ROWS = 128  # sources that are translated at once
 
 
 def build(config: Mapping[str, Any]) -> Experiment:
     """config -> Experiment."""
     return assemble(config, problem, pairs.load)
-
-
-class Search(NamedTuple):
-    """How the best translation is looked for."""
-
-    width: int
-    alpha: float
-
-
-def search(*, width: Count = 4, alpha: NonNegative = 0.6) -> Search:
-    """Args:
-    width: of the beam; 1 takes the likeliest token at a time.
-    alpha: of the length penalty (see umbrella.decoding.length_penalty).
-    """
-    return Search(width, alpha)
 
 
 class Read(NamedTuple):
@@ -64,13 +46,15 @@ def problem(
     tokens: Literal["char", "whitespace", "bpe"] = "bpe",
     vocabulary: Natural = 1000,
     length: Natural = 0,
+    buckets: Natural = 0,
     beam: dict | None = None,
     baselines: bool = True,
 ) -> Problem:
     """Cross-entropy of the next token of the target; test is translated by beam search at the end.
 
-    Measures, on test: bleu, chrf, bleu_one_reference and exact_accuracy of the translations of every distinct source
-    (see umbrella.pipelines._translated.scored).
+    Measures, at the end, on validation and test: bleu, chrf, bleu_one_reference and exact_accuracy of the translations
+    of every distinct source (see umbrella.pipelines._translated.scored); of several seeds on test also as "ensemble",
+    where the next token's probabilities are the mean of theirs.
 
     Args:
       tokens: what texts are cut into, by one tokenizer for both languages, which is learnt from the training texts.
@@ -78,6 +62,8 @@ def problem(
         it.
       length: tokens of a source and of a target, their end among them; 0 for as many as 99 in 100 of the training
         texts have. Longer pairs are left out of train, and cut in validation and test.
+      buckets: training batches are of pairs of about one length, padded to a multiple of so many tokens, each shape a
+        compilation; steps_per_call must then be 1. 0 pads all to `length`, which is better for short texts.
       beam: width and alpha of the search.
       baselines: the translation of the most similar source of train, and the source as it is.
     """
@@ -91,55 +77,22 @@ def problem(
     )
     base = measure(accuracy=metrics.accuracy)(supervised(net, losses.cross_entropy))
     known = {s: pairs.by_source(p) for s, p in found.pairs.items()}
-    translate = translator(net, how, found.lengths[1])
-
-    def predict(resolve: Resolve) -> Callable[[View, Batch, Array], dict[str, Array]]:
-        def run(view: View, rows: Batch, key: Array) -> dict[str, Array]:
-            best, score = translate({"params": resolve(view.params, view.state)["model"]}, rows["x"])
-            return {"tokens": best, "score": score, "text": spelt(found.tokenizer, best)}
-
-        return run
-
-    def review(resolve: Resolve) -> Callable[[View, Array], Review]:
-        run = jax.jit(lambda view, x: translate({"params": resolve(view.params, view.state)["model"]}, x)[0])
-        sources = list(known["test"])
-        x = tokenizers.padded(found.tokenizer, sources, found.lengths[0], end=True)
-
-        def of(views: View, key: Array) -> Review:
-            lanes = len(jax.tree.leaves(views)[0])
-            made = [in_parts(functools.partial(run, views.lane(k)), x) for k in range(lanes)]
-            texts = [[found.tokenizer.decode(row) for row in rows] for rows in made]
-            each = [_translated.scored(t, list(known["test"].values())) for t in texts]
-            told = {m: [e[m] for e in each] if lanes > 1 else each[0][m] for m in each[0]}
-            first = views.lane(0)
-            return Review({"test": told}, figures(first, resolve, x, made[0], texts[0]))
-
-        return of
-
-    def figures(
-        view: View, resolve: Resolve, x: np.ndarray, made: np.ndarray, texts: list[str]
-    ) -> Iterator[tuple[str, Any]]:
-        yield "translations", _translated.examples(known["test"], texts, known["train"])
-        middle = np.argsort([len(t) for t in texts], kind="stable")[-MAPS * 4 :: 4]  # long ones say most
-        variables = {"params": resolve(view.params, view.state)["model"]}
-        given = {"source": x[middle], "target_in": _translated.shifted(made[middle])}
-        weights = np.asarray(jax.jit(lambda v, g: attention_of(net, v, g))(variables, given))
-        for i, row in enumerate(middle.tolist()):
-            yield f"attention_{i}", _translated.heat(weights[i], x[row], made[row], found.tokenizer)
+    made = Translation(net, found.tokenizer, how, found.lengths, known)
 
     return Problem(
         columns=COLUMNS,
         outer=map_batch(both_sides, name="both_sides", eval=True),
         base=base,
         context={"classes": size, "bounds": None},
-        review=review,
-        predict=predict,
+        review=made.review,
+        predict=made.predict,
         baselines=lambda: _translated.rivals(known["train"], known["test"]) if baselines else {},
         dataset=dataset._replace(
             train=found.splits["train"], validation=found.splits["validation"], test=found.splits["test"]
         ),
         notes=found.notes,
         fitting=FITTING,
+        feed=functools.partial(by_length, found.splits["train"], buckets) if buckets else None,
         kept={"tokenizer": found.tokenizer.to_json()},
     )
 
@@ -184,49 +137,20 @@ def encoded(tokenizer: Tokenizer, texts: pairs.Pairs, lengths: tuple[int, ...]) 
     return Arrays(columns)
 
 
+def by_length(train: Arrays, multiple: int, run: RunSettings) -> Data:
+    """Training batches of pairs of about one length.
+
+    Raises:
+      SettingsError: calls of several steps, for which their slots must have one shape.
+    """
+    if run.steps_per_call != 1:
+        raise SettingsError("config.steps_per_call: batches of several lengths are made one at a time; set it to 1")
+    source, target = ((train.column(c) > 0).sum(1) for c in ("x", "mask"))
+    sides = {"source": lengths.Side(("x",), source), "target": lengths.Side(("target_in", "y", "mask"), target)}
+    return lengths.bucketed(train, run.batch_size, sides, multiple=multiple)
+
+
 def both_sides(batch: Batch, key: Array) -> Batch:
     """The batch with x as a model of two sides takes it."""
     rest = {k: v for k, v in batch.items() if k != "target_in"}
     return {**rest, "x": {"source": batch["x"], "target_in": batch["target_in"]}}
-
-
-def translator(net: Any, how: Search, length: int) -> Callable[[Any, Array], tuple[Array, Array]]:
-    """(variables, sources i32[B, S]) -> (the best translations i32[B, T], with their END, their scores f32[B])."""
-
-    def run(variables: Any, source: Array) -> tuple[Array, Array]:
-        start = jnp.full(source.shape[0], START, jnp.int32)
-        found = decoding.beam(
-            stepper(net, variables),
-            begin(net, variables, source),
-            start,
-            width=how.width,
-            length=length,
-            end=END,
-            alpha=how.alpha,
-            pad=PAD,
-        )
-        return found.tokens[:, 0], found.score[:, 0]
-
-    return run
-
-
-def in_parts(run: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
-    """run of rows [N, ...], ROWS at a time; the last part is filled with its last row."""
-    parts = []
-    for start in range(0, len(x), ROWS):
-        rows = np.arange(start, start + ROWS).clip(max=len(x) - 1)
-        parts.append(np.asarray(run(x[rows])))
-    return np.concatenate(parts)[: len(x)]
-
-
-def spelt(tokenizer: Tokenizer, tokens: Array) -> Array:
-    """The texts of i32[B, T] as UTF-8, u8[B, M] and zeros behind; by the host, inside of a program."""
-    most = tokens.shape[1] * max(len(piece.encode()) for piece in tokenizer.pieces)
-
-    def write(tokens: np.ndarray) -> np.ndarray:
-        texts = [tokenizer.decode(row).encode() for row in np.asarray(tokens)]
-        return np.stack([np.frombuffer(t.ljust(most, b"\0"), np.uint8) for t in texts])
-
-    shape = jax.ShapeDtypeStruct((tokens.shape[0], most), jnp.uint8)
-    out: Array = jax.pure_callback(write, shape, tokens)
-    return out
