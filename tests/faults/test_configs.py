@@ -20,9 +20,21 @@ SMALL = (
     "--config.baselines=False",
 )
 PREPARED = ("airbench94", "cifar10", "mnist", "smoothed", "sst2")  # variants whose set TensorFlow Datasets prepares
+ROWS = ("cnn", "permuted", "pixels", "plain", "rows")  # of row_mnist.py
+PREPARED = ("airbench94", "cifar10", "mnist", "smoothed", *ROWS)  # variants whose set TensorFlow Datasets prepares
 SHAPES = {"airbench94": (32, 32, 3), "cifar10": (32, 32, 3), "mnist": (28, 28, 1), "smoothed": (28, 28, 1)}
+SHAPES |= dict.fromkeys(ROWS, (28, 28, 1))
 # A pass of a convolutional network over 10,000 images takes half a minute: these get a few rows of noise of that shape.
-STAND_INS = ("adversarial.py", "certified.py", "cifar_fast.py", "cnn.py", "ensemble.py", "gan.py", "resnet.py")
+STAND_INS = (
+    "row_mnist.py",
+    "adversarial.py",
+    "certified.py",
+    "cifar_fast.py",
+    "cnn.py",
+    "ensemble.py",
+    "gan.py",
+    "resnet.py",
+)
 # Variants whose texts are the user's: line i of a small file.
 TEXTS = {
     "reviews": lambda i: f"{('neg', 'pos')[i % 2]}\tit is {('dull', 'fine')[i % 2]} number {i}\n",
@@ -90,6 +102,12 @@ CASES = {
     "resnet.py:digits": (),
     "resnet.py:mnist": (),
     "resnet.py:cifar10": (),
+    "row_mnist.py:cnn": ("--config.model.front=(4,)", "--config.model.width=4"),
+    "row_mnist.py:digits": (),
+    "row_mnist.py:permuted": ("--config.model.width=4",),
+    "row_mnist.py:pixels": ("--config.model.width=4",),
+    "row_mnist.py:plain": ("--config.model.width=4",),
+    "row_mnist.py:rows": ("--config.model.width=4",),
     "softmax.py:digits": (),
     "softmax.py:mnist": (),
     "softmax.py:cifar10": (),
