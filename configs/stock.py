@@ -24,9 +24,9 @@ that is best on validation is the GRU; the others are here for comparison.
 VOLATILITY
 
 Return, LSTM, 3 trainings of each fold, 2.9 minutes: no better than persistence. MASE 0.7155 against 0.7189, a ratio
-of 0.9953 +- 0.0006, Diebold-Mariano p = 0.33; direction 53.8 % (binomial 95 % interval 52.5 to 55.1 %), while 52.5 % of the
-days went up; after costs of .05 % a trade 10.3 % a year, holding all series 13.5 %. With the days shuffled the direction
-is 50.3 % (49.1 to 51.6 %), the ratio 1.0013. Level: R2 0.9865, and that of persistence 0.9864; p = 0.14.
+of 0.9953 +- 0.0006, Diebold-Mariano p = 0.33; direction 53.8 % (binomial 95 % interval 52.5 to 55.1 %), while 52.5 % of
+the days went up; after costs of .05 % a trade 10.3 % a year, holding all series 13.5 %. With the days shuffled the
+direction is 50.3 % (49.1 to 51.6 %), the ratio 1.0013. Level: R2 0.9865, and that of persistence 0.9864; p = 0.14.
 MASE is far below 1 for persistence, too, since 2015 to 2017 was calmer than the training part: compare with its own.
 """
 
