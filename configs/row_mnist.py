@@ -46,7 +46,8 @@ def get_config(variant: str = "digits") -> ConfigDict:
         c.train_for = "6 epochs"
         c.eval_batch_size = 500
     else:
-        c.model = dict(name="rows", reads="pixels", cell="linear", width=64, layers=2, readout="mean")
+        c.model = dict(name="rows", reads="pixels", cell="linear", width=32, layers=2, readout="mean")
+        c.optimizer.learning_rate = 4e-3
         c.batch_size = 50
         c.train_for = "3 epochs"
         c.eval_batch_size = 500

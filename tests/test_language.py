@@ -182,3 +182,46 @@ def test_byte_pairs_count_characters(text: str) -> None:
     characters = len(pathlib.Path(text).read_text()) // 10
     assert told["bits_per_character"] == pytest.approx(told["loss"] * tokens / characters / np.log(2), rel=0.01)
     assert language.GIVEN.keys() == {"gpt", "recurrent_lm", "bert"}
+
+
+def test_a_classifier_has_the_network_of_the_masked_model() -> None:
+    """All but the head: the same names and shapes, so that the one starts from the other."""
+    tokens, how = jnp.zeros((1, 8), jnp.int32), dict(words=20, length=8, width=8, layers=1, heads=2)
+    shapes = []
+    for net in (models.BERT(**how), models.TextBERT(out=3, **how)):
+        params = jax.eval_shape(lambda net=net: net.init(KEY, tokens, train=False))["params"]
+        shapes.append({k: jax.tree.map(lambda a: a.shape, v) for k, v in params.items() if k != "head"})
+    assert shapes[0] == shapes[1] and shapes[0].keys() == {"embedding", "transformer"}
+
+
+@pytest.mark.slow
+def test_a_classifier_goes_on_from_a_masked_model(text: str, tmp_path: Any) -> None:
+    """Its tokenizer, its network, another head; after no step to speak of it is still that network."""
+    um.run(config(text, BERT, task="masked"), workdir=str(tmp_path / "bert"), quiet=True)
+    lines = pathlib.Path(text).read_text().split("\n")
+    (tmp_path / "mine.tsv").write_text("".join(f"{'ab'[i % 2]}\t{line}\n" for i, line in enumerate(lines)))
+    fine = {
+        "pipeline": "text",
+        "data": {"name": "mine", "path": str(tmp_path / "mine.tsv")},
+        "model": {**BERT, "name": "text_bert"},
+        "tokenizer": str(tmp_path / "bert"),
+        "length": 16,
+        "fresh": ("model/head",),
+        "evals": {"test": ()},
+        "optimizer": {"name": "sgd", "learning_rate": 1e-9},
+        "batch_size": 8,
+        "train_for": "1 steps",
+        "baselines": False,
+    }
+    got = um.run(fine, workdir=str(tmp_path / "fine"), init_from=str(tmp_path / "bert"), quiet=True)
+    found, _ = um.checkpoint.restore_params(
+        tmp_path / "bert" / "checkpoints", View(got.ts.params, {}), fresh=("params/model/head",)
+    )
+    for name in ("embedding", "transformer"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+            got.ts.params["model"][name],
+            found.params["model"][name],
+        )
+    with pytest.raises(SettingsError, match="no checkpoint there"):
+        pipelines.build({**fine, "tokenizer": str(tmp_path)})

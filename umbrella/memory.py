@@ -1,7 +1,7 @@
 """How far back a recurrent network can learn: gradients over the time lag. Floor 4.
 
-A state's part in a loss k steps later is a product of k Jacobians. Where these shrink vectors, the gradient of what is far
-away vanishes beside that of what is near (Hochreiter 1991; Bengio et al. 1994; Pascanu et al. 2013).
+A state's part in a loss k steps later is a product of k Jacobians. Where these shrink vectors, the gradient of what is
+far away vanishes beside that of what is near (Hochreiter 1991; Bengio et al. 1994; Pascanu et al. 2013).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +24,8 @@ def state_gains(
 ) -> Array:
     """The root mean square of |v J_k| / |v| over rows and directions v, at every lag k from 0 to T: f32[T + 1].
 
-    J_k is the Jacobian of the last state with respect to that k steps before, and v is drawn from a normal distribution,
-    so this is the Frobenius norm of J_k over the square root of the state's size, in expectation.
+    J_k is the Jacobian of the last state with respect to that k steps before, and v is drawn from a normal
+    distribution, so this is the Frobenius norm of J_k over the square root of the state's size, in expectation.
 
     Args:
       step: (states, x_t f32[B, D]) -> states, every leaf f32[B, ...]; rows must not depend on each other.
@@ -46,11 +46,9 @@ def state_gains(
         v = jax.vmap(lambda u: pull(u)[0])(v)
         return v, _square(v)
 
-    leaves, tree = jax.tree.flatten(end)
-    keys = jax.random.split(key, len(leaves))
-    v = tree.unflatten(
-        [jax.random.normal(k, (probes, *leaf.shape), leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)]
-    )
+    keys = jax.random.split(key, len(jax.tree.leaves(end)))
+    each = jax.tree.unflatten(jax.tree.structure(end), list(keys))
+    v = jax.tree.map(lambda leaf, k: jax.random.normal(k, (probes, *leaf.shape), leaf.dtype), end, each)
     squares = jax.lax.scan(back, v, (before, steps), reverse=True)[1]
     return jnp.sqrt(jnp.concatenate([jnp.ones(1), squares[::-1] / _square(v)]))
 
@@ -91,8 +89,8 @@ def lag_curves(
     """Norms over the lag on a logarithmic scale, a line for each name: its mean over seeds, with a 95 % interval.
 
     Args:
-      norms: name -> f[T] of each seed; those of a name are equally long. What is below 1e-20 is drawn there, and what is
-        not finite is not.
+      norms: name -> f[T] of each seed; those of a name are equally long. What is below 1e-20 is drawn there, and what
+        is not finite is not.
       what: whose norm.
     """
     series, bands = {}, {}

@@ -550,6 +550,30 @@ class Session:
         artifacts.save_arrays(path, told)
         return path
 
+    def read(self, ts: TrainState, path: Path) -> Path:
+        """What the first seed says of every line of a file of the user's that is not blank, as
+        WORKDIR/artifacts/answers.csv."""
+        ex = self.experiment
+        if ex.reader is None:
+            raise SettingsError(
+                f"--input: the pipeline {ex.settings['pipeline']!r} reads no lines of text; leave it out to predict "
+                "the rows of the test split"
+            )
+        self._check_data("--mode=predict")
+        encoding = ex.settings["data"].get("encoding") or "utf-8"
+        try:
+            lines = [line.strip() for line in path.read_bytes().decode(encoding).removeprefix("\ufeff").splitlines()]
+        except OSError as error:
+            raise SettingsError(f"--input={path}: cannot be read ({error.strerror})") from None
+        except UnicodeDecodeError as error:
+            raise SettingsError(
+                f"--input={path}: byte {error.start:,} is not {encoding} text; save it as that"
+            ) from None
+        if not (lines := [line for line in lines if line]):
+            raise SettingsError(f"--input={path}: no text in it; wanted one a line")
+        told = ex.reader(ts.eval_view() if self.lanes is None else ts.eval_view().lane(0), lines)
+        return artifacts.save_table(self.workdir / "artifacts" / "answers.csv", told)
+
     def clean(self, ts: TrainState) -> cleaning.Cleaned:
         """Every row of the set scored by the first seed, and told apart: see `umbrella.cleaning`."""
         ex = self.experiment
@@ -558,11 +582,7 @@ class Session:
                 f"--mode=clean: the pipeline {ex.settings['pipeline']!r} does not say how strange a row is; "
                 "train configs/vae.py on the set"
             )
-        if self._summary()["data"]["fingerprint"] != ex.dataset.fingerprint:
-            raise SettingsError(
-                f"--mode=clean: {ex.dataset.name} is not what it was when this run was trained on it; train on it in "
-                "another workdir"
-            )
+        self._check_data("--mode=clean")
         score = ex.scorer(ts.eval_view() if self.lanes is None else ts.eval_view().lane(0))
         size = ex.run.eval_batch_size or ex.run.batch_size
         folder = self.workdir / "artifacts"
@@ -571,6 +591,15 @@ class Session:
         )
         artifacts.save(folder, "cleaning", made.table)
         return made
+
+    def _check_data(self, mode: str) -> None:
+        """Raises SettingsError where the set is another than the one that was trained on."""
+        data = self.experiment.dataset
+        if self._summary()["data"]["fingerprint"] != data.fingerprint:
+            raise SettingsError(
+                f"{mode}: {data.name} is not what it was when this run was trained on it; train on it in another "
+                "workdir"
+            )
 
     def _finish(
         self,

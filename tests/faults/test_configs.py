@@ -19,7 +19,7 @@ SMALL = (
     "--config.checkpoint_every=2 steps",
     "--config.baselines=False",
 )
-PREPARED = ("airbench94", "cifar10", "mnist", "smoothed")  # variants whose set TensorFlow Datasets prepares
+PREPARED = ("airbench94", "cifar10", "mnist", "smoothed", "sst2")  # variants whose set TensorFlow Datasets prepares
 SHAPES = {"airbench94": (32, 32, 3), "cifar10": (32, 32, 3), "mnist": (28, 28, 1), "smoothed": (28, 28, 1)}
 # A pass of a convolutional network over 10,000 images takes half a minute: these get a few rows of noise of that shape.
 STAND_INS = ("adversarial.py", "certified.py", "cifar_fast.py", "cnn.py", "ensemble.py", "gan.py", "resnet.py")
@@ -28,6 +28,7 @@ TEXTS = {
     "reviews": lambda i: f"{('neg', 'pos')[i % 2]}\tit is {('dull', 'fine')[i % 2]} number {i}\n",
     "pairs": lambda i: f"call number {i}\tappelle le numéro {i}\n",
     "multi30k": lambda i: f"call number {i}\tappelle le numéro {i}\n",
+    "messages": lambda i: f"{('ham', 'spam')[i % 4 == 0]}\tcall {('me', 'now')[i % 4 == 0]} {i}\n",
     "sms": lambda i: f"{('ham', 'spam')[i % 4 == 0]}\tcall {('me', 'now')[i % 4 == 0]} {i}\n",
 }
 # A few rows and steps: compiling attacks takes long, and what they find is tested elsewhere.
@@ -96,6 +97,11 @@ CASES = {
     "stock.py:return": SMALL_SERIES,
     "stock.py:volatility": SMALL_SERIES,
     "timeseries.py:seasons": (*SMALL_SERIES[:2], "--config.data.horizon=2"),
+    "spam.py:docstrings": (),
+    "spam.py:messages": (),
+    "text_classify.py:docstrings": ("--config.model={'name': 'bag', 'width': 8}",),
+    "text_classify.py:reviews": ("--config.model={'name': 'bag', 'width': 8}",),
+    "text_classify.py:sst2": ("--config.model={'name': 'bag', 'width': 8}",),
     "text_adversarial.py:docstrings": ("--config.model={'name': 'bag', 'width': 8}",),
     "text_adversarial.py:reviews": ("--config.model={'name': 'bag', 'width': 8}",),
     "text_adversarial.py:sms": ("--config.model={'name': 'bag', 'width': 8}",),
@@ -163,7 +169,7 @@ def test_F62_two_steps_and_a_resume(
         (tmp_path / "text.txt").write_text("".join(f"line {i} of a text that goes on and on\n" for i in range(80)))
         more = (f"--config.data.path={tmp_path}/text.txt",)
     elif name in PREPARED:
-        if data is None or not (data / name).is_dir():
+        if data is None or not (data / {"sst2": "glue"}.get(name, name)).is_dir():
             pytest.skip(f"{name} is not here: set TFDS_DATA_DIR")
         monkeypatch.setenv("TFDS_DATA_DIR", str(data))
     work = tmp_path / "a run"

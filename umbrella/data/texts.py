@@ -12,11 +12,12 @@ import numpy as np
 
 from umbrella.data import cache as caching
 from umbrella.data.files import fingerprint
-from umbrella.data.sources import LIMIT, Arrays, Found, info
+from umbrella.data.sources import LIMIT, Arrays, Found, Source, info
 from umbrella.settings import SettingsError
 
-NAMES = ("docstrings",)
 PACKAGES = {"numpy": "numpy", "scipy": "scipy", "scikit-learn": "sklearn"}  # distribution -> package
+NAMES = ("docstrings", *(f"docstrings/{name}" for name in PACKAGES))
+OTHERS = "others"
 TABLES = (".tsv", ".tab")
 LONGEST = 400  # characters of a docstring's sentence
 
@@ -75,11 +76,14 @@ def read_folder(root: pathlib.Path, *, encoding: str) -> Found:
     return _found(f"texts in {root}", fingerprint(root, files), texts, labels, str(root))
 
 
-def docstrings(*, cache: bool) -> Found:
+def docstrings(*, cache: bool, against: str | None = None) -> Found:
     """What a function or class of NumPy, SciPy and scikit-learn says of itself in its first paragraph; which of the
     three it is of is the class. Real sentences without a network; they change with the versions installed.
 
     Without the packages' tests, and every sentence once: of four words and more.
+
+    Args:
+      against: one of PACKAGES, whose class is then told from that of all others together.
     """
     versions = [f"{name}-{importlib.metadata.version(name)}" for name in PACKAGES]
 
@@ -97,7 +101,8 @@ def docstrings(*, cache: bool) -> Found:
 
     splits, about = caching.keep("docstrings-" + "-".join(versions), make, disk=cache)
     digest = hashlib.blake2b(splits["train"].column("x").tobytes(), digest_size=16).hexdigest()
-    return Found(f"docstrings of {', '.join(versions)}", digest, dict(splits), about)
+    found = Found(f"docstrings of {', '.join(versions)}", digest, dict(splits), about)
+    return found if against is None else _against(found, against)
 
 
 def read_text(path: pathlib.Path, encoding: str) -> str:
@@ -127,6 +132,16 @@ def read_text(path: pathlib.Path, encoding: str) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers
+def _against(found: Found, name: str) -> Found:
+    """One class against all others."""
+    names = (OTHERS, name)  # not in the order of the alphabet: the class 1 is the one that is looked for
+    train = found.splits["train"]
+    y = (train.column("y") == found.info["class_names"].index(name)).astype(np.int32)
+    splits: dict[str, Source] = {"train": Arrays({"x": train.column("x"), "y": y})}
+    about = {**found.info, "classes": 2, "class_names": names}
+    return found._replace(fingerprint=f"{found.fingerprint}-{name}", splits=splits, info=about)
+
+
 def _said_by(package: str) -> list[str]:
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.submodule_search_locations

@@ -18,12 +18,15 @@ from umbrella.models.rows import Rows
 from umbrella.models.seq2seq import RecurrentSeq2Seq, TransformerSeq2Seq
 from umbrella.models.series import SeriesLinear, SeriesRNN, SeriesTCN, SeriesTransformer
 from umbrella.models.text import Bag, TextCNN
+from umbrella.models.text_bert import TextBERT
+from umbrella.models.text_sequence import TextRNN, TextTransformer
 from umbrella.models.vae import VAE, Likelihood
 
 __all__ = [
     "BERT",
     "CNN",
     "MLP",
+    "ATTENTIVE",
     "TABLE",
     "VAE",
     "Autoencoder",
@@ -46,8 +49,11 @@ __all__ = [
     "SeriesRNN",
     "SeriesTCN",
     "SeriesTransformer",
+    "TextBERT",
     "TextCNN",
     "TransformerSeq2Seq",
+    "TextRNN",
+    "TextTransformer",
     "build",
 ]
 
@@ -69,10 +75,16 @@ TABLE = {
     "series_tcn": SeriesTCN,
     "series_transformer": SeriesTransformer,
     "seq2seq": RecurrentSeq2Seq,
+    "text_bert": TextBERT,
     "text_cnn": TextCNN,
     "transformer_seq2seq": TransformerSeq2Seq,
+    "text_rnn": TextRNN,
+    "text_transformer": TextTransformer,
     "vae": VAE,
 }
+
+
+ATTENTIVE = (TextRNN, TextTransformer)  # their submodule "pool" gives the weights of the words as its second output
 
 
 def build(

@@ -82,8 +82,29 @@ class BERT(nn.Module):
         tokens = x["tokens"] if isinstance(x, Mapping) else x
         embedding = nn.Embed(self.words, self.width, embedding_init=nn.initializers.normal(0.02), name="embedding")
         h = _stack(self, causal=False)(embedding(tokens), there=(tokens > 0).astype(jnp.float32), train=train)
-        h = ACTIVATIONS[self.activation](nn.Dense(self.width, name="transform")(h))
-        return _head(self, nn.LayerNorm(1e-5, name="transform_norm")(h), embedding)
+        table = embedding.embedding if self.tied else None
+        return MaskedHead(self.words, self.activation, name="head")(h, table)
+
+
+class MaskedHead(nn.Module):
+    """What says which token is hidden: a layer, a norm, and the words' weights. f32[B, T, W] -> f32[B, T, V].
+
+    All that a masked language model has and a classifier on top of it has not is here, so that
+    `fresh=("model/head",)` leaves it out. With a table f32[V, W] the words' weights are that.
+
+    Source: Devlin et al. 2019, their program.
+    """
+
+    words: int
+    activation: Activation
+
+    @nn.compact
+    def __call__(self, h: Array, table: Array | None) -> Array:
+        h = ACTIVATIONS[self.activation](nn.Dense(h.shape[-1], name="transform")(h))
+        h = nn.LayerNorm(1e-5, name="norm")(h)
+        if table is None:
+            return nn.Dense(self.words, name="words")(h)
+        return h @ table.T + self.param("bias", nn.initializers.zeros_init(), (self.words,))[None, None]
 
 
 class RecurrentLM(nn.Module):

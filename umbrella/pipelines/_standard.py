@@ -10,7 +10,7 @@ import numpy as np
 
 from umbrella import data, optim, parallel, settings, transforms
 from umbrella.bounds import UnknownOperation
-from umbrella.experiment import Durations, Evaluation, Experiment, Review, RunSettings, Scorer
+from umbrella.experiment import Durations, Evaluation, Experiment, Reader, Review, RunSettings, Scorer
 from umbrella.gradients import grad_of, microbatch
 from umbrella.objective import Array, Batch, Ctx, Objective, Params, State, Transform, View, chain, map_params
 from umbrella.pipelines import _scopes
@@ -57,6 +57,7 @@ class Problem(NamedTuple):
     feed: Callable[[RunSettings], data.Data] | None = None  # what is trained on, where that is not rows in any order
     told: Callable[[str, int], Iterable[Batch]] | None = None  # (evaluation's split, batch size) -> its batches
     kept: Mapping[str, Any] = {}  # what checkpoints must keep beside arrays, such as a tokenizer; JSON
+    reader: Callable[[Resolve], Reader] | None = None
 
 
 RESERVED = ("train_eval", "validation", "ensemble")
@@ -160,6 +161,7 @@ def assemble(
         asks=p.asks,
         scorer=None if p.scorer is None else p.scorer(train.resolve),
         strange=p.strange,
+        reader=None if p.reader is None else p.reader(train.resolve),
         baselines=dict if "test" in hidden else p.baselines,
         better=p.better,
         rolls_back=common.on_nonfinite == "rollback",

@@ -119,8 +119,9 @@ def by_context(logits_of: LogitsOf, views: View, test: Tokens) -> Curves:
     return Curves({"the model": (x, mean)}, "tokens before it", "nats", caption, bands)
 
 
-def one_hidden(logits_of: LogitsOf, views: View, test: Tokens) -> dict[str, np.ndarray]:
-    """One token hidden at a time, the model sees the others of a row around it: nats and accuracy, f64[K] each."""
+def one_hidden(logits_of: LogitsOf, views: View, test: Tokens) -> dict[str, Any]:
+    """One token hidden at a time, the model sees the others of a row around it: nats and accuracy, of one seed or of
+    each."""
     at, length = places(len(test.tokens), length_after(test)), test.length
     whole, first = np.concatenate([test.before, test.tokens]), len(test.before)
     start = np.minimum(first + at - length // 2, len(whole) - length)
@@ -136,10 +137,9 @@ def one_hidden(logits_of: LogitsOf, views: View, test: Tokens) -> dict[str, np.n
         kept = len(at[i : i + BATCH])
         nats.append(_nats(told, y)[:, :kept])
         hits.append((told.argmax(-1) == y[None])[:, :kept])
-    return {
-        "one_hidden_loss": np.concatenate(nats, 1).mean(1, dtype=np.float64),
-        "one_hidden_accuracy": np.concatenate(hits, 1).mean(1),
-    }
+    found = {"one_hidden_loss": nats, "one_hidden_accuracy": hits}
+    each = {k: np.concatenate(v, 1).mean(1, dtype=np.float64) for k, v in found.items()}
+    return {k: float(v[0]) if len(v) == 1 else v for k, v in each.items()}
 
 
 def guesses(logits_of: LogitsOf, views: View, test: Tokens, tokenizer: Tokenizer) -> Table:

@@ -1,0 +1,39 @@
+"""A filter for messages: which are spam, with what probability, and by which words.
+
+    python launch.py --config=configs/spam.py                              sentences of docstrings, which are not spam:
+                                                                           they stand in, without a download
+    python launch.py --config=configs/spam.py:messages --config.data.path=FILE.tsv --workdir=runs/filter
+    python launch.py --config=configs/spam.py:messages --config.data.path=FILE.tsv --workdir=runs/filter \
+        --mode=predict --input=NEW.txt
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "docstrings") -> ConfigDict:
+    if variant not in ("docstrings", "messages"):
+        raise ValueError(f"configs/spam.py:{variant}: no such variant (one of: docstrings, messages)")
+    c = ConfigDict()
+    c.pipeline = "text"
+    c.seed = 0
+    c.seeds = 1
+    c.techniques = ()
+    c.evals = dict(test=())
+    if variant == "messages":
+        c.data = dict(name="messages", path="data/messages.tsv", validation=0.15)
+        c.flag = "spam"
+    else:
+        c.data = dict(name="docstrings/scikit-learn")  # which sentences are scikit-learn's, of a third of that size
+        c.flag = "scikit-learn"
+    c.allowed = 0.003
+    c.tokens, c.runs = "characters", (2, 5)
+    c.vocabulary, c.least = 80_000, 2
+    c.model = dict(name="bag", width=16, hidden=(32,), dropout=0.3, normalised=False, weights="idf")
+    # Plain steps: Adam's make runs that are seldom there as weighty as those that are common.
+    c.optimizer = dict(name="sgd", learning_rate=0.3, momentum=0.9, schedule="cosine")
+    c.batch_size = 64
+    c.train_for = "20 epochs"
+    c.ema = 0.0
+    c.log_every, c.eval_every, c.checkpoint_every = "50 steps", "5 epochs", "50%"
+    c.eval_batch_size = 256
+    return c

@@ -1,0 +1,52 @@
+"""Classifiers of texts, classical and neural, in one table.
+
+python launch.py --config=configs/text_classify.py                 sentences of docstrings, which need no download
+python launch.py --config=configs/text_classify.py:reviews --config.data.path=FOLDER
+python launch.py --config=configs/text_classify.py:sst2            GLUE's, prepared by TensorFlow Datasets
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "docstrings") -> ConfigDict:
+    if variant not in ("docstrings", "reviews", "sst2"):
+        raise ValueError(f"configs/text_classify.py:{variant}: no such variant (one of: docstrings, reviews, sst2)")
+    c = ConfigDict()
+    c.pipeline = "text"
+    c.data = dict(name=variant)
+    c.seed = 0
+    c.seeds = 1
+    # A bag of words that is attacked while it trains (Miyato et al. 2017): one step of length eps, half of the loss.
+    eps = 5.0
+    c.techniques = ("adversarial",)
+    c.adversarial = dict(eps=eps, norm="l2", steps=1, step_size=eps, random_start=False, clean=0.5)
+    c.evals = dict(test=())
+    c.vocabulary, c.least = 20_000, 2  # what is there once is trained as any unknown word
+    c.model = dict(name="bag", width=128, dropout=0.3)
+    c.optimizer = dict(name="adam", learning_rate=3e-3, schedule="cosine", clip=5.0)
+    c.batch_size = 64
+    c.train_for = "6 epochs"
+    c.ema = 0.0
+    c.log_every, c.eval_every, c.checkpoint_every = "50 steps", "1 epoch", "50%"
+    c.eval_batch_size = 256
+    # What --mode=table trains beside it. Attacks of this length are too much for what looks at few words of a text.
+    plain = dict(techniques=())
+    c.compared = dict(
+        text_cnn=dict(model=dict(name="text_cnn"), **plain),
+        text_rnn=dict(model=dict(name="text_rnn"), **plain),
+        text_transformer=dict(
+            model=dict(name="text_transformer", layers=1, word_dropout=0.3),
+            optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", clip=5.0),
+            **plain,
+        ),
+    )
+    if variant == "reviews":
+        c.data.path, c.data.encoding = "data/reviews", "windows-1252"
+        c.data.validation = 0.05
+    elif variant == "sst2":
+        c.data.name = "glue/sst2"
+        c.data.tested_on = "validation"  # the labels of the official test split are withheld
+        c.data.validation = 0.02
+        c.batch_size = 128
+        c.train_for = "3 epochs"
+    return c
