@@ -44,7 +44,7 @@ def get_config(variant: str = "numbers") -> ConfigDict:
         c.data = dict(name="pairs", path="data/fra.txt", held_out=1000)
         c.vocabulary = 1000
         c.model.dropout = 0.4  # there are few pairs
-        c.train_for = "20 epochs"
+        c.train_for = "30 epochs"
     else:
         c.data = dict(name="pairs", path="data/multi30k")
         c.vocabulary = 6000

@@ -9,6 +9,7 @@ from umbrella.artifacts import Matrix, Table
 from umbrella.data.tokenizers import END, PAD, START, Tokenizer
 
 SHOWN = 30
+PART = 256  # sources that are compared with all of train at once
 RIVALS = ("nearest source", "source as it is")
 
 
@@ -50,9 +51,9 @@ def nearest(train: Mapping[str, Sequence[str]], sources: Sequence[str]) -> list[
     vectors, known = FeatureUnion([("words", words), ("characters", characters)]), list(train)
     of_train = vectors.fit_transform(known).T.tocsc()
     rows = vectors.transform(sources)
-    best = [int(np.argmax((rows[i : i + 256] @ of_train).toarray(), 1)[j]) for i in range(0, len(sources), 256)
-            for j in range(min(256, len(sources) - i))]  # fmt: skip
-    return [train[known[i]][0] for i in best]
+    parts = range(0, len(sources), PART)
+    best = np.concatenate([np.argmax((rows[i : i + PART] @ of_train).toarray(), 1) for i in parts])
+    return [train[known[i]][0] for i in best.tolist()]
 
 
 def rivals(train: Mapping[str, Sequence[str]], test: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
