@@ -19,6 +19,7 @@ Ask = Callable[[Sequence[str]], np.ndarray]  # texts -> logits f[N, C]
 WORDS = 5  # that are named of those that decided
 ROWS = 2000  # texts at most that words are deleted from
 SHOWN = 20
+TOGETHER = 256  # texts whose words are left out at once: each is as many texts as it has words
 
 
 # ---------------------------------------------------------------------------------------------------------- decisions
@@ -117,6 +118,9 @@ def influences(ask: Ask, texts: Sequence[str], labels: np.ndarray, decision: Dec
 
     Exact, and of any classifier: a word is taken out wherever it stands, and the text is read again.
     """
+    if len(texts) > TOGETHER:
+        parts = (slice(i, i + TOGETHER) for i in range(0, len(texts), TOGETHER))
+        return [found for part in parts for found in influences(ask, texts[part], labels[part], decision)]
     words = [list(dict.fromkeys(split(text))) for text in texts]
     asked = [without(text, word) for text, own in zip(texts, words, strict=True) for word in own]
     of = np.concatenate([np.arange(len(texts)), np.repeat(np.arange(len(texts)), [len(own) for own in words])])
