@@ -194,8 +194,8 @@ def verdict(quality: Gain | None, coverage: Gain | None, unit: str) -> str:
     """
     if quality is None or coverage is None:
         return (
-            "The game is not shown to beat its maximum-likelihood start: no temperature of the start gives samples that "
-            "are as much alike as the game's (self-BLEU), so there is nothing to compare at equal diversity."
+            "The game is not shown to beat its maximum-likelihood start: at no temperature are the start's samples as "
+            "much alike as the game's (self-BLEU), so there is nothing to compare at equal diversity."
         )
     wins = quality.low > 0 and coverage.low > 0
     loses = [g.high < 0 for g in (quality, coverage)]
@@ -219,8 +219,8 @@ def verdict(quality: Gain | None, coverage: Gain | None, unit: str) -> str:
         for g in (quality, coverage)
     ]
     return (
-        f"{said} At equal self-BLEU its samples are {parts[0]} under a Kneser-Ney model of held-out text, and test text "
-        f"is {parts[1]} under a Kneser-Ney model of its samples. Intervals are over {unit}."
+        f"{said} At equal self-BLEU its samples are {parts[0]} under a Kneser-Ney model of held-out text, and test "
+        f"text is {parts[1]} under a Kneser-Ney model of its samples. Intervals are over {unit}."
     )
 
 

@@ -133,6 +133,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         return sequences.sliding(found.parts[split], rows, own.length)
 
     contest = _rows.Contest(found.parts, size, own.length, asked.order, asked.rows)
+    shown = {"rivals": bool(run.baselines), "played": durations.steps(own.pretrain) < durations.total}
     splits: dict[str, Any] = {s: found.parts[s] for s in ("train", "validation", "test")}
     dataset = dataset._replace(**splits)
     return Experiment(
@@ -144,7 +145,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         step=step,
         frozen={},
         evals=evaluations(dataset, COLUMNS, run, dict.fromkeys(own.evals, both), both, told=batches),
-        review=reviewer(generator, contest, asked, found.tokenizer, bool(run.baselines)) if own.evals else _unseen,
+        review=reviewer(generator, contest, asked, found.tokenizer, **shown) if own.evals else _unseen,
         predict=predictor(generator, critic),
         asks=("y",),
         baselines=lambda: {k: dict(zip(_rows.NAMES, t.numbers, strict=True)) for k, t in contest.rivals.items()},
@@ -304,7 +305,7 @@ def predictor(
 
 # --------------------------------------------------------------------------------------------------------------- review
 def reviewer(
-    generator: RecurrentLM, contest: _rows.Contest, asked: Sampling, tokenizer: Tokenizer, rivals: bool
+    generator: RecurrentLM, contest: _rows.Contest, asked: Sampling, tokenizer: Tokenizer, rivals: bool, played: bool
 ) -> Callable[[View, Array], Review]:
     """Both generators of every seed, drawn from at every temperature by the same keys, and judged."""
 
@@ -312,6 +313,7 @@ def reviewer(
         drawn = {k: _drawn(generator, views.params[k], contest, asked, key) for k in (GEN, BEGAN)}
         found = {k: [[contest.told(rows) for rows in seed] for seed in seeds] for k, seeds in drawn.items()}
         metrics, said = judged(found[GEN], found[BEGAN], asked)
+        said = said if played else "There was no game: all of training was maximum likelihood (config.pretrain)."
         one = len(found[GEN]) == 1
 
         def made() -> Iterable[tuple[str, Any]]:
