@@ -26,8 +26,8 @@ def get_config(variant: str = "docstrings") -> ConfigDict:
     c.optimizer = dict(name="adam", learning_rate=3e-3, schedule="cosine", clip=1.0)
     c.game_optimizer = dict(learning_rate=1e-4, schedule="constant")
     c.disc_optimizer = dict(learning_rate=1e-3, schedule="constant")
-    c.batch_size = 128
-    c.train_for = "4000 steps"
+    c.batch_size = 64
+    c.train_for = "3000 steps"
     c.log_every, c.eval_every, c.checkpoint_every = "50 steps", "10%", "25%"
     c.sample = dict(rows=4000, temperatures=(0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2), order=5)
     return c
