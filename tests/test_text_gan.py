@@ -42,9 +42,12 @@ ALL = np.array(list(itertools.product(range(3), repeat=2)), np.int32)  # all row
 
 
 def parameters() -> dict[str, Any]:
-    params = {GEN: NET.init(KEY, jnp.asarray(ALL), train=False)["params"]}
-    params[DISC] = CRITIC.init(jax.random.key(1), jnp.asarray(ALL), train=False)["params"]
-    return jax.tree.map(lambda p: 3 * p, params)  # away from uniform
+    def made() -> dict[str, Any]:
+        keys = {GEN: KEY, DISC: jax.random.key(1)}
+        nets = {GEN: NET, DISC: CRITIC}
+        return {k: nets[k].init(keys[k], jnp.asarray(ALL), train=False)["params"] for k in nets}
+
+    return jax.tree.map(lambda p: 3 * p, jax.jit(made)())  # away from uniform
 
 
 def log_p(params: Any) -> jax.Array:
@@ -71,10 +74,10 @@ def test_the_gradient_of_two_samples_is_that_of_all_sequences_on_average(discoun
     gradient of the expected reward by enumeration: with discount 1 of minus the mean reward of a token, summed over all
     nine rows; with less of sum_t R_t log p_t, R held fixed. The baseline is then without bias, not just small."""
     params = parameters()
-    rewards = rewards_of(CRITIC, params, jnp.asarray(ALL))
+    rewards = jax.jit(lambda p: rewards_of(CRITIC, p, jnp.asarray(ALL)))(params)
     o = supervised(NET, policy_loss, scope=GEN)
     ctx = Ctx(KEY, jnp.int32(0))
-    p = jnp.exp(log_p(params[GEN]).sum(1))
+    p = jnp.exp(jax.jit(log_p)(params[GEN]).sum(1))
 
     def exact(gen: Any) -> jax.Array:
         if discount == 1.0:
@@ -91,7 +94,7 @@ def test_the_gradient_of_two_samples_is_that_of_all_sequences_on_average(discoun
     weight = p[pairs[:, 0]] * p[pairs[:, 1]]
     assert float(weight.sum()) == pytest.approx(1, abs=1e-5)
     mean = jax.jit(jax.grad(lambda g: jnp.sum(weight * jax.vmap(pair, (None, 0))(g, pairs))))(params[GEN])
-    wanted = jax.grad(exact)(params[GEN])
+    wanted = jax.jit(jax.grad(exact))(params[GEN])
     assert np.abs(flat(wanted)).max() > 1e-3
     np.testing.assert_allclose(flat(mean), flat(wanted), atol=2e-6)
 
@@ -101,7 +104,7 @@ def test_samples_are_of_the_model_and_only_the_generator_learns_of_them() -> Non
     parameters have no slope, and what is reported is of these rewards."""
     params = parameters()
     rows = np.asarray(jax.jit(lambda k: draw_rows(NET, params[GEN], k, start=START, rows=20_000, length=2))(KEY))
-    p = np.exp(np.asarray(log_p(params[GEN]).sum(1), np.float64))
+    p = np.exp(np.asarray(jax.jit(log_p)(params[GEN]).sum(1), np.float64))
     share = np.array([(rows == row).all(1).mean() for row in ALL])
     assert (np.abs(share - p) < 4 * np.sqrt(p * (1 - p) / 20_000)).all()
     gen = reinforce(NET, CRITIC, start=START, discount=0.5)(supervised(NET, policy_loss, scope=GEN))

@@ -53,6 +53,7 @@ _MODULES = [
     "objective",
     "optim",
     "parallel",
+    "phases",
     "pipelines",
     "report",
     "robustness",

@@ -43,9 +43,16 @@ SMALL_GAN = (
     "--config.judge.widths=(4,)",
     "--config.judge.train_for=2 steps",
 )
-RUNNING = ("bert.py", "char_lm.py")  # language models: of a small file, and by a small network
+RUNNING = ("bert.py", "char_lm.py", "text_gan.py")  # language models: of a small file, and by a small network
 SMALL_TEXT = ("--config.length=32", "--config.batch_size=4", "--config.model.width=16", "--config.model.heads=2")
 SMALL_SERIES = ("--config.data.days=300", "--config.model={'name': 'series_linear'}", "--config.data.tickers=2")
+SMALL_TEXT_GAN = (
+    "--config.length=8",
+    "--config.batch_size=4",
+    "--config.generator.width=8",
+    "--config.discriminator.width=8",
+    "--config.sample.rows=20",
+)
 CASES = {
     "anomaly.py:digits": (),
     "anomaly.py:mnist": (),
@@ -96,6 +103,8 @@ CASES = {
     "text_adversarial.py:docstrings": ("--config.model={'name': 'bag', 'width': 8}",),
     "text_adversarial.py:reviews": ("--config.model={'name': 'bag', 'width': 8}",),
     "text_adversarial.py:sms": ("--config.model={'name': 'bag', 'width': 8}",),
+    "text_gan.py:docstrings": SMALL_TEXT_GAN,
+    "text_gan.py:shakespeare": SMALL_TEXT_GAN,
     "vae.py:digits": ("--config.importance_weighted.samples=2",),
     "vae.py:mnist": ("--config.importance_weighted.samples=2", "--config.eval_batch_size=1000"),
     "vae.py:cifar10": ("--config.importance_weighted.samples=2", "--config.eval_batch_size=1000"),

@@ -6,6 +6,7 @@ from typing import Any
 from umbrella import settings
 from umbrella.models.autoencoder import Autoencoder
 from umbrella.models.cnn import CNN, LeNet
+from umbrella.models.critic import TokenDiscriminator
 from umbrella.models.fast import CifarFast
 from umbrella.models.filter import Filter
 from umbrella.models.gan import Discriminator, Generator
@@ -47,6 +48,7 @@ __all__ = [
     "SeriesTCN",
     "SeriesTransformer",
     "TextCNN",
+    "TokenDiscriminator",
     "TransformerSeq2Seq",
     "build",
 ]
