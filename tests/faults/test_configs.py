@@ -61,10 +61,17 @@ SMALL_GAN = (
     "--config.judge.widths=(4,)",
     "--config.judge.train_for=2 steps",
 )
-RUNNING = ("bert.py", "char_lm.py")  # language models: of a small file, and by a small network
+RUNNING = ("bert.py", "char_lm.py", "text_gan.py")  # language models: of a small file, and by a small network
 SMALL_TEXT = ("--config.length=32", "--config.batch_size=4", "--config.model.width=16", "--config.model.heads=2")
 SMALL_SERIES = ("--config.data.days=300", "--config.model={'name': 'series_linear'}", "--config.data.tickers=2")
 SMALL_PAIRS = ("--config.tokens=char", "--config.vocabulary=0", "--config.beam.width=2")
+SMALL_TEXT_GAN = (
+    "--config.length=8",
+    "--config.batch_size=4",
+    "--config.generator.width=8",
+    "--config.discriminator.width=8",
+    "--config.sample.rows=20",
+)
 CASES = {
     "anomaly.py:digits": (),
     "anomaly.py:mnist": (),
@@ -130,6 +137,8 @@ CASES = {
     "translate.py:numbers": ("--config.data.rows=200", *SMALL_PAIRS, "--config.model.hidden=8"),
     "translate.py:pairs": ("--config.data.held_out=16", *SMALL_PAIRS, "--config.model.hidden=8"),
     "translate.py:transformer": ("--config.data.rows=200", *SMALL_PAIRS, "--config.model.width=16"),
+    "text_gan.py:docstrings": SMALL_TEXT_GAN,
+    "text_gan.py:shakespeare": SMALL_TEXT_GAN,
     "vae.py:digits": ("--config.importance_weighted.samples=2",),
     "vae.py:mnist": ("--config.importance_weighted.samples=2", "--config.eval_batch_size=1000"),
     "vae.py:cifar10": ("--config.importance_weighted.samples=2", "--config.eval_batch_size=1000"),
