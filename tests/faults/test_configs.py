@@ -41,9 +41,6 @@ TEXTS = {
     "messages": lambda i: f"{('ham', 'spam')[i % 4 == 0]}\tcall {('me', 'now')[i % 4 == 0]} {i}\n",
     "pairs": lambda i: f"call number {i}\tappelle le numéro {i}\n",
     "multi30k": lambda i: f"call number {i}\tappelle le numéro {i}\n",
-    "pairs": lambda i: f"call number {i}\tappelle le numéro {i}\n",
-    "multi30k": lambda i: f"call number {i}\tappelle le numéro {i}\n",
-    "messages": lambda i: f"{('ham', 'spam')[i % 4 == 0]}\tcall {('me', 'now')[i % 4 == 0]} {i}\n",
     "sms": lambda i: f"{('ham', 'spam')[i % 4 == 0]}\tcall {('me', 'now')[i % 4 == 0]} {i}\n",
 }
 # A few rows and steps: compiling attacks takes long, and what they find is tested elsewhere.
