@@ -149,7 +149,7 @@ for cell, (start, end, _, _) in trained.items():
         ax.fill_between(np.arange(len(mean)), g.min(0), g.max(0), alpha=0.2, color=line.get_color())
         print(f"{cell:7s} {when:6s} training: lag 10 {mean[10]:.1e}, lag {FAR} {mean[FAR]:.1e}")
 for ax, when in zip(axes, ("before", "after"), strict=True):
-    ax.set(xlabel="lag in steps", title=f"gain of the state, {when} training", ylim=(1e-12, 30))
+    ax.set(xlabel="lag in steps", title=f"gain of the state, {when} training", ylim=(1e-5, 30))
 axes[0].legend(frameon=False)
 plt.show()
 
@@ -182,11 +182,15 @@ weights = jax.tree.map(lambda v: np.asarray(v[best], np.float64), trained["lstm"
 by_letter = [opened(weights, x) for x in example["x"]]
 capital = np.asarray([[letter < "a" for letter in row] for row in spelled])
 i, f, o, c = (np.stack([told[k] for told in by_letter]) for k in range(4))
-keepers = np.argsort(-f[~capital].mean(0))[:8]  # the units whose forget gate is nearest to one at small letters
-print("input gate of the units that keep: at capitals ", i[capital][:, keepers].mean().round(3))
-print("                                   at small ones", i[~capital][:, keepers].mean().round(3))
-print("their forget gate at small letters             ", f[~capital][:, keepers].mean().round(3))
-print("forget gate of all units at small letters      ", f[~capital].mean().round(3))
+answer = np.asarray(example["y"])
+means = np.stack([c[answer == k, -1].mean(0) for k in range(4)])
+spread = np.stack([c[answer == k, -1].std(0) for k in range(4)]).mean(0)
+keepers = np.argsort(-means.std(0) / spread)[:8]  # whose cell at the end tells most of what the capital was
+print("of the eight units that tell the capital letter best")
+print("  input gate at capitals        ", i[capital][:, keepers].mean().round(3))
+print("  input gate at small letters   ", i[~capital][:, keepers].mean().round(3))
+print("  forget gate at small letters  ", f[~capital][:, keepers].mean().round(3))
+print("forget gate of all units at them", f[~capital].mean().round(3))
 
 fig, axes = plt.subplots(3, 1, figsize=(8.2, 4.6), sharex=True)
 row = 0
@@ -195,7 +199,7 @@ for ax, values, name in zip(axes, (i, f, c), ("input gate", "forget gate", "cell
     shown = values[row][:, keepers].T
     low, colours = (-top, "RdBu") if name == "cell" else (0, "viridis")
     fig.colorbar(ax.imshow(shown, aspect="auto", vmin=low, vmax=top, cmap=colours), ax=ax, pad=0.01)
-    ax.set(yticks=[], ylabel="unit", title=f"{name} of the eight units that keep the longest")
+    ax.set(yticks=[], ylabel="unit", title=f"{name} of the eight units that tell the capital best")
 axes[-1].set_xticks(range(LENGTH), list(spelled[row]), fontsize=7)
 plt.show()
 
