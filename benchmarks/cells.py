@@ -1,8 +1,8 @@
 """Our recurrent layers beside PyTorch's, with the same weights: python -m benchmarks.cells
 
 Two layers, both ways, random sequences and weights; for each of RNN, LSTM and GRU the largest difference of any state
-at any step and of any gradient of a weight. With --timed also how long a gradient takes in each, in turn, on two threads:
-nothing else may run meanwhile.
+at any step and of any gradient of a weight (docs/torch_cells.json). With --timed also how long a gradient takes in
+each, in turn, on two threads: nothing else may run meanwhile.
 """
 
 import json
