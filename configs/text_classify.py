@@ -4,8 +4,8 @@
     python launch.py --config=configs/text_classify.py:reviews --config.data.path=FOLDER
     python launch.py --config=configs/text_classify.py:sst2            GLUE's, prepared by TensorFlow Datasets
 
-With --mode=table the models of config.compared are trained as well, and all stand in one table with the classical rivals;
-with --config.data.folds=10, too, over ten folds. The folder has a file for each class, a text a line.
+With --mode=table the models of config.compared are trained as well, and all stand in one table with the classical
+rivals; with --config.data.folds=10, too, over ten folds. The folder has a file for each class, a text a line.
 
 Measured on two cores of an AMD EPYC that others were using, on the sentences of Pang and Lee (2005): accuracy on test,
 mean +- sd over 10 folds, one seed each, with --config.data.folds=10 --config.compared={} --mode=table.
