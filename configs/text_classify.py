@@ -1,8 +1,21 @@
 """Classifiers of texts, classical and neural, in one table.
 
-python launch.py --config=configs/text_classify.py                 sentences of docstrings, which need no download
-python launch.py --config=configs/text_classify.py:reviews --config.data.path=FOLDER
-python launch.py --config=configs/text_classify.py:sst2            GLUE's, prepared by TensorFlow Datasets
+    python launch.py --config=configs/text_classify.py                 sentences of docstrings, which need no download
+    python launch.py --config=configs/text_classify.py:reviews --config.data.path=FOLDER
+    python launch.py --config=configs/text_classify.py:sst2            GLUE's, prepared by TensorFlow Datasets
+
+With --mode=table the models of config.compared are trained as well, and all stand in one table with the classical
+rivals; with --config.data.folds=10, too, over ten folds. The folder has a file for each class, a text a line.
+
+Measured on two cores of an AMD EPYC that others were using, on the sentences of Pang and Lee (2005): accuracy on test,
+mean +- sd over 10 folds, one seed each, with --config.data.folds=10 --config.compared={} --mode=table.
+
+    bag, attacked in training            51 seconds a fold    0.777 +- 0.013
+    NB-SVM, words and pairs              0.6 seconds          0.794 +- 0.008
+    naive Bayes, words and pairs                              0.787 +- 0.013
+    linear SVM on tf-idf                                      0.784 +- 0.009
+
+No network here is better than NB-SVM. docs/results.md has the other rivals, commands and versions.
 """
 
 from ml_collections import ConfigDict

@@ -141,10 +141,11 @@ def section(name: str, runs: list[dict[str, Any]]) -> str:
 def tabled(name: str, told: dict[str, Any]) -> str:
     """One --mode=table: every model and rival by its metrics, over the folds."""
     rows = told["table"]
-    shown = [
-        "accuracy",
-        *(m for m in ("f1", "false_positive_rate", "loss", "seconds") if any(m in r for r in rows.values())),
-    ]
+    others = (
+        *("f1", "false_positive_rate", "f1_at_threshold", "false_positive_rate_at_threshold", "attended_minus_random"),
+        *("loss", "seconds"),
+    )
+    shown = ["accuracy", *(m for m in others if any(m in r for r in rows.values()))]
     over = f"mean ± sd over {told['folds']} folds" if told["folds"] > 1 else "one split"
     versions = ", ".join(f"{k} {told['versions'][k]}" for k in ("python", "jax", "flax", "optax"))
     lines = [
