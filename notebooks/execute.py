@@ -1,6 +1,6 @@
 """Runs notebooks/*.py in a fresh kernel each and writes the .ipynb beside it, with outputs and pictures.
 
-    python notebooks/execute.py                            both, at full size (about a minute each on one core)
+    python notebooks/execute.py                            all, at full size (about a minute each on one core)
     python notebooks/execute.py 02_vae --steps=20 --out=DIR   one, small, written elsewhere
 
 The .py of a pair is the source (percent format, readable in a diff); the .ipynb is made from it.
@@ -40,7 +40,7 @@ def execute(path: Path, env: dict[str, str]) -> nbformat.NotebookNode:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="01_algebra, 02_vae; all when none is given")
+    parser.add_argument("names", nargs="*", help="01_algebra, 02_vae, 03_memory; all when none is given")
     parser.add_argument("--steps", type=int, help="training steps instead of the notebook's own")
     parser.add_argument("--out", type=Path, default=HERE, help="where to write; beside the source when not given")
     args = parser.parse_args()

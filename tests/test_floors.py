@@ -13,7 +13,7 @@ FLOORS = {
     0: "_report choices decoding forecasts lock losses manifest metrics naive ngrams scores settings unroll",
     1: "models",
     2: "attacks bounds objective transforms",
-    3: "gradients optim step train_state",
+    3: "gradients optim phases step train_state",
     4: (
         "artifacts baselines blame checkpoint cleaning compare data environment evaluation experiment "
         "frechet loop memory parallel report robustness smoothing text_baselines workdir writers"

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 jupytext = pytest.importorskip("jupytext")
 nbformat = pytest.importorskip("nbformat")
 
-NAMES = ("01_algebra", "02_vae")
+NAMES = ("01_algebra", "02_vae", "03_memory")
 every_notebook = pytest.mark.parametrize("name", NAMES)
 
 

@@ -89,6 +89,8 @@ def test_the_words_that_decided_are_exact_where_the_log_odds_are_a_sum() -> None
     np.testing.assert_allclose(dict(found[1])["hello"], 0.5 * 6, atol=1e-9)
     np.testing.assert_allclose(dict(found[1])["win"], -1.0, atol=1e-9)
     assert _texts.in_words(found[0]) == "win +1, prize +0.5"
+    many = _texts.influences(ask, texts * 300, np.array([1, 0] * 300), Decision(slope=0.5))
+    assert len(many) == 600 and many[-2:] == found
 
 
 def test_what_is_said_of_new_texts() -> None:

@@ -17,7 +17,8 @@ def told(model: str, fold: int) -> dict[str, Any]:
     accuracy = {"bag": (0.6, 0.8), "cnn": (0.9, 0.7)}[model][fold]
     rivals = {"majority": {"accuracy": 0.5, "seconds": 2.0}} if model == "bag" else {}
     test = {"accuracy": {"mean": accuracy, "ci95": [0, 1]}, "loss": 1.0}
-    return {"status": "finished", "metrics": {"test": test}, "baselines": rivals, "seconds": {"total": 5.0}}
+    about = {"device": {"kind": "a CPU"}, "versions": {}, "git": "abc", "data": {}}
+    return {**about, "status": "finished", "metrics": {"test": test}, "baselines": rivals, "seconds": {"total": 5.0}}
 
 
 def test_rows_are_means_over_folds_the_best_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +44,7 @@ def test_rows_are_means_over_folds_the_best_first(tmp_path: Path, monkeypatch: p
     assert made.rows[1].metrics["seconds"].tolist() == [3.0, 3.0]  # without those of its rivals
     assert "0.8 ± 1.3" in made.words  # 12.706 * .1 = 1.27
     kept = json.loads((tmp_path / "t" / "summary.json").read_text())
+    assert kept["git"] == "abc" and kept["folds"] == 2
     assert kept["table"]["cnn"]["accuracy"] == [0.9, 0.7] and (tmp_path / "t" / "report.html").is_file()
 
 

@@ -54,6 +54,7 @@ _MODULES = [
     "objective",
     "optim",
     "parallel",
+    "phases",
     "pipelines",
     "report",
     "robustness",

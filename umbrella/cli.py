@@ -94,7 +94,7 @@ def _main(argv: Sequence[str]) -> int:
     if given.mode == "diagnose":
         return _diagnose(given, config)
     if given.mode == "table":
-        return _all_in_one(given, config)
+        return _all_in_one(given, config, "python " + " ".join(_quoted(a) for a in argv))
     if given.mode != "train" and not given.workdir:
         raise SettingsError(f"--mode={given.mode} needs --workdir, the folder of a run that was trained")
     if given.mode != "train" and not (Path(given.workdir) / "checkpoints").is_dir():
@@ -196,13 +196,13 @@ def _diagnose(given: Given, config: dict[str, Any]) -> int:
     return 0
 
 
-def _all_in_one(given: Given, config: dict[str, Any]) -> int:
+def _all_in_one(given: Given, config: dict[str, Any], command: str) -> int:
     from umbrella import environment, table
 
     environment.use_compilation_cache()
     name = _name(given.config)
     work = given.workdir or f"runs/{name}-table"
-    made = table.table(config, work, name=name, say=lambda line: print(line, flush=True))
+    made = table.table(config, work, name=name, command=command, say=lambda line: print(line, flush=True))
     print(made.words)
     print(f"report: {made.workdir / 'report.html'}")
     return 0

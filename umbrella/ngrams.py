@@ -22,6 +22,11 @@ class Level(NamedTuple):
     reserved: np.ndarray  # f64[C], what the discounts take from a context, of its total
     discounts: np.ndarray  # f64[4], of a count of 0, 1, 2, 3 and more
 
+    @property
+    def masses(self) -> np.ndarray:
+        """f64[G + 1]: the sum of what the discounts leave of the counts before each n-gram."""
+        return np.concatenate([[0.0], np.cumsum(self.counts - self.discounts[np.minimum(self.counts, 3)])])
+
 
 class NGrams(NamedTuple):
     """P(token | the tokens before it), that of a shorter context filling what longer ones leave open."""
@@ -51,6 +56,33 @@ class NGrams(NamedTuple):
     def log_probability(self, contexts: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """f64[B], in nats."""
         return np.log(self.probability(contexts, targets))
+
+    def score_rows(self, rows: np.ndarray, start: int) -> np.ndarray:
+        """f64[B, T]: the log probability of every token of rows i[B, T], after those before it in its row."""
+        whole, reach = _behind(rows, self.order, start), self.order - 1
+        each = [self.log_probability(whole[:, t : t + reach], whole[:, t + reach]) for t in range(np.shape(rows)[1])]
+        return np.stack(each, 1)
+
+    def draw(self, contexts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """i64[B], a token after each of contexts i[B, C], C >= N - 1.
+
+        The probability is a mixture: what the discounts leave of a context's counts, and the shorter context. So one
+        number decides at each length, from the longest on, whether the token comes from there, and which it is.
+        """
+        contexts = np.asarray(contexts, np.int64)
+        out = np.full(len(contexts), -1)
+        for n in range(self.order, 0, -1):
+            level, open_ = self.levels[n - 1], np.flatnonzero(out < 0)
+            context = number(contexts[open_, contexts.shape[1] - n + 1 :], self.size)
+            u = rng.random(len(open_)) * _look(level.contexts, level.totals, context)
+            mass = level.masses
+            low = np.searchsorted(level.grams, context * self.size)
+            high = np.searchsorted(level.grams, (context + 1) * self.size)
+            found = u < mass[high] - mass[low]
+            low, high = low[found], high[found]
+            index = np.clip(np.searchsorted(mass, mass[low] + u[found], side="right") - 1, low, high - 1)
+            out[open_[found]] = level.grams[index] % self.size
+        return np.where(out < 0, rng.integers(0, self.size, len(out)), out)
 
     def score(self, before: np.ndarray, tokens: np.ndarray, chunk: int = 200_000) -> np.ndarray:
         """f64[T]: the log probability of every one of tokens i[T], after those before it, `before` i[C] among them."""
@@ -82,12 +114,7 @@ def train(tokens: np.ndarray, *, order: int, size: int) -> NGrams:
     lengths count the different tokens before an n-gram (eq. 16), and the shortest is interpolated with 1 / size.
     """
     tokens = np.asarray(tokens, np.int64)
-    if order < 1 or len(tokens) < order:
-        raise ValueError(f"{len(tokens)} tokens do not make n-grams of {order}")
-    if size**order >= _ROOM:
-        raise ValueError(f"n-grams of {order} of {size:,} tokens do not fit into 62 bits")
-    if tokens.min() < 0 or tokens.max() >= size:
-        raise ValueError(f"tokens from {tokens.min()} to {tokens.max()}, for a vocabulary of {size}")
+    _check(tokens, order, size)
     found = np.unique(number(np.lib.stride_tricks.sliding_window_view(tokens, order), size), return_counts=True)
     levels = [_level(*found, size)]
     for n in range(order - 1, 0, -1):
@@ -97,6 +124,31 @@ def train(tokens: np.ndarray, *, order: int, size: int) -> NGrams:
         first = number(tokens[None, :n], size)
         levels.insert(0, _level(*np.unique(np.concatenate([longer, first]), return_counts=True), size))
     return NGrams(tuple(levels), size)
+
+
+def train_rows(rows: np.ndarray, *, order: int, size: int, start: int) -> NGrams:
+    """The model of rows i[B, T] that have nothing to do with each other: N - 1 times `start` stands before each, which
+    is context and never a target.
+
+    Raises:
+      ValueError: as `train`.
+    """
+    rows = np.asarray(rows, np.int64)
+    _check(rows.ravel(), order, size)
+    cut = np.lib.stride_tricks.sliding_window_view(_behind(rows, order, start), order, axis=1).reshape(-1, order)
+    levels = [_level(*np.unique(number(cut, size), return_counts=True), size)]
+    for n in range(order - 1, 0, -1):
+        levels.insert(0, _level(*np.unique(levels[0].grams % size**n, return_counts=True), size))
+    return NGrams(tuple(levels), size)
+
+
+def sample_rows(model: NGrams, rows: int, length: int, start: int, seed: int) -> np.ndarray:
+    """i64[rows, length] from a model of rows."""
+    rng, reach = np.random.default_rng(seed), model.order - 1
+    out = np.full((rows, reach + length), start, np.int64)
+    for t in range(length):
+        out[:, reach + t] = model.draw(out[:, t : reach + t], rng)
+    return out[:, reach:]
 
 
 def number(rows: np.ndarray, size: int) -> np.ndarray:
@@ -109,6 +161,20 @@ def number(rows: np.ndarray, size: int) -> np.ndarray:
     for i in range(rows.shape[1]):
         out = out * size + rows[:, i]
     return out
+
+
+def _check(tokens: np.ndarray, order: int, size: int) -> None:
+    if order < 1 or len(tokens) < order:
+        raise ValueError(f"{len(tokens)} tokens do not make n-grams of {order}")
+    if size**order >= _ROOM:
+        raise ValueError(f"n-grams of {order} of {size:,} tokens do not fit into 62 bits")
+    if tokens.min() < 0 or tokens.max() >= size:
+        raise ValueError(f"tokens from {tokens.min()} to {tokens.max()}, for a vocabulary of {size}")
+
+
+def _behind(rows: np.ndarray, order: int, start: int) -> np.ndarray:
+    """i64[B, N - 1 + T]: rows i[B, T] behind N - 1 times `start`."""
+    return np.pad(np.asarray(rows, np.int64), ((0, 0), (order - 1, 0)), constant_values=start)
 
 
 def _level(grams: np.ndarray, counts: np.ndarray, size: int) -> Level:

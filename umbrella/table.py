@@ -48,6 +48,7 @@ def table(
     workdir: str | os.PathLike[str],
     *,
     name: str | None = None,
+    command: str | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Made:
     """Trains every model on every fold in a folder of its own under `workdir`, which resumes; writes a report there.
@@ -60,6 +61,7 @@ def table(
     folds = _folds(base)
     better = _check(base, changes)
     found: dict[tuple[str, bool], list[Mapping[str, float]]] = {}
+    summary: dict[str, Any] = {}
     for k in range(folds):
         for model, changed in changes.items():
             # The rivals are fitted once a fold, beside the first model.
@@ -67,12 +69,14 @@ def table(
             made = {**base, **changed, **spared, "data": {**base["data"], **({"fold": k} if folds > 1 else {})}}
             folder = work / (f"{model}-{k}" if folds > 1 else model)
             say(f"Training {model}" + f", fold {k + 1} of {folds}" * (folds > 1) + f": {folder}.")
-            for (row, own), metrics in _told(model, _trained(made, folder, name)).items():
+            summary = _trained(made, folder, name)
+            for (row, own), metrics in _told(model, summary).items():
                 found.setdefault((row, own), []).append(metrics)
     rows = [Row(row, own, _columns(each)) for (row, own), each in found.items()]
     sign = direction(better) or 1
     rows.sort(key=lambda row: -sign * float(np.mean(row.metrics.get(better, np.array(-sign * np.inf)))))
-    return _write(rows, better, folds, work, name or str(base["pipeline"]))
+    about = {k: summary.get(k) for k in ("device", "versions", "git", "data")} | {"command": command}
+    return _write(rows, better, folds, work, name or str(base["pipeline"]), about)
 
 
 def _told(model: str, summary: Mapping[str, Any]) -> dict[tuple[str, bool], dict[str, float]]:
@@ -139,7 +143,7 @@ def _columns(each: list[Mapping[str, float]]) -> dict[str, np.ndarray]:
     return {m: np.asarray([_mean(fold.get(m)) for fold in each], np.float64) for m in names}
 
 
-def _write(rows: list[Row], better: str, folds: int, work: Path, name: str) -> Made:
+def _write(rows: list[Row], better: str, folds: int, work: Path, name: str, about: dict[str, Any]) -> Made:
     rivals = {m for row in rows if not row.model for m in row.metrics}
     shown = [better, *sorted(m for m in rivals - {better, *HIDDEN}), *(m for m in HIDDEN if m in rivals)]
     cells = tuple((row.name, "model" if row.model else "rival", *(_cell(row, m) for m in shown)) for row in rows)
@@ -151,8 +155,11 @@ def _write(rows: list[Row], better: str, folds: int, work: Path, name: str) -> M
     summary = {
         "status": "finished",
         "config_name": f"{name}, in one table",
+        **about,
+        "workdir": str(work),
         "metrics": {},
         "folds": folds,
+        "better": better,
         "table": {row.name: {m: [float(x) for x in v] for m, v in row.metrics.items()} for row in rows},
         "words": [caption],
     }

@@ -20,15 +20,27 @@ SMALL = (
     "--config.baselines=False",
 )
 PREPARED = ("airbench94", "cifar10", "mnist", "smoothed", "sst2")  # variants whose set TensorFlow Datasets prepares
+ROWS = ("cnn", "permuted", "pixels", "plain", "rows")  # of row_mnist.py
+PREPARED = ("airbench94", "cifar10", "mnist", "smoothed", *ROWS)  # variants whose set TensorFlow Datasets prepares
 SHAPES = {"airbench94": (32, 32, 3), "cifar10": (32, 32, 3), "mnist": (28, 28, 1), "smoothed": (28, 28, 1)}
+SHAPES |= dict.fromkeys(ROWS, (28, 28, 1))
 # A pass of a convolutional network over 10,000 images takes half a minute: these get a few rows of noise of that shape.
-STAND_INS = ("adversarial.py", "certified.py", "cifar_fast.py", "cnn.py", "ensemble.py", "gan.py", "resnet.py")
+STAND_INS = (
+    "row_mnist.py",
+    "adversarial.py",
+    "certified.py",
+    "cifar_fast.py",
+    "cnn.py",
+    "ensemble.py",
+    "gan.py",
+    "resnet.py",
+)
 # Variants whose texts are the user's: line i of a small file.
 TEXTS = {
     "reviews": lambda i: f"{('neg', 'pos')[i % 2]}\tit is {('dull', 'fine')[i % 2]} number {i}\n",
+    "messages": lambda i: f"{('ham', 'spam')[i % 4 == 0]}\tcall {('me', 'now')[i % 4 == 0]} {i}\n",
     "pairs": lambda i: f"call number {i}\tappelle le numéro {i}\n",
     "multi30k": lambda i: f"call number {i}\tappelle le numéro {i}\n",
-    "messages": lambda i: f"{('ham', 'spam')[i % 4 == 0]}\tcall {('me', 'now')[i % 4 == 0]} {i}\n",
     "sms": lambda i: f"{('ham', 'spam')[i % 4 == 0]}\tcall {('me', 'now')[i % 4 == 0]} {i}\n",
 }
 # A few rows and steps: compiling attacks takes long, and what they find is tested elsewhere.
@@ -46,10 +58,17 @@ SMALL_GAN = (
     "--config.judge.widths=(4,)",
     "--config.judge.train_for=2 steps",
 )
-RUNNING = ("bert.py", "char_lm.py")  # language models: of a small file, and by a small network
+RUNNING = ("bert.py", "char_lm.py", "text_gan.py")  # language models: of a small file, and by a small network
 SMALL_TEXT = ("--config.length=32", "--config.batch_size=4", "--config.model.width=16", "--config.model.heads=2")
 SMALL_SERIES = ("--config.data.days=300", "--config.model={'name': 'series_linear'}", "--config.data.tickers=2")
 SMALL_PAIRS = ("--config.tokens=char", "--config.vocabulary=0", "--config.beam.width=2")
+SMALL_TEXT_GAN = (
+    "--config.length=8",
+    "--config.batch_size=4",
+    "--config.generator.width=8",
+    "--config.discriminator.width=8",
+    "--config.sample.rows=20",
+)
 CASES = {
     "anomaly.py:digits": (),
     "anomaly.py:mnist": (),
@@ -90,6 +109,12 @@ CASES = {
     "resnet.py:digits": (),
     "resnet.py:mnist": (),
     "resnet.py:cifar10": (),
+    "row_mnist.py:cnn": ("--config.model.front=(4,)", "--config.model.width=4"),
+    "row_mnist.py:digits": (),
+    "row_mnist.py:permuted": ("--config.model.width=4",),
+    "row_mnist.py:pixels": ("--config.model.width=4",),
+    "row_mnist.py:plain": ("--config.model.width=4",),
+    "row_mnist.py:rows": ("--config.model.width=4",),
     "softmax.py:digits": (),
     "softmax.py:mnist": (),
     "softmax.py:cifar10": (),
@@ -109,6 +134,8 @@ CASES = {
     "translate.py:numbers": ("--config.data.rows=200", *SMALL_PAIRS, "--config.model.hidden=8"),
     "translate.py:pairs": ("--config.data.held_out=16", *SMALL_PAIRS, "--config.model.hidden=8"),
     "translate.py:transformer": ("--config.data.rows=200", *SMALL_PAIRS, "--config.model.width=16"),
+    "text_gan.py:docstrings": SMALL_TEXT_GAN,
+    "text_gan.py:shakespeare": SMALL_TEXT_GAN,
     "vae.py:digits": ("--config.importance_weighted.samples=2",),
     "vae.py:mnist": ("--config.importance_weighted.samples=2", "--config.eval_batch_size=1000"),
     "vae.py:cifar10": ("--config.importance_weighted.samples=2", "--config.eval_batch_size=1000"),

@@ -67,7 +67,7 @@ def folds(dates: np.ndarray, *, test: float, validation: float, count: int, walk
             f"config.data: {n} days are too few for {count} fold{'s' * (count > 1)} with test={test:g} and "
             f"validation={validation:g}"
         )
-    never = days[-1] + np.timedelta64(1, "s")
+    never = days[-1] + np.timedelta64(1, "D")
     out = []
     for k in range(count):
         start = cuts[k] - cuts[0] if walk == "rolling" else 0

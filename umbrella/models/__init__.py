@@ -6,6 +6,7 @@ from typing import Any
 from umbrella import settings
 from umbrella.models.autoencoder import Autoencoder
 from umbrella.models.cnn import CNN, LeNet
+from umbrella.models.critic import TokenDiscriminator
 from umbrella.models.fast import CifarFast
 from umbrella.models.filter import Filter
 from umbrella.models.gan import Discriminator, Generator
@@ -51,6 +52,7 @@ __all__ = [
     "SeriesTransformer",
     "TextBERT",
     "TextCNN",
+    "TokenDiscriminator",
     "TransformerSeq2Seq",
     "TextRNN",
     "TextTransformer",

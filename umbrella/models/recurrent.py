@@ -27,8 +27,8 @@ class Recurrent(nn.Module):
     """f32[B, T, D] -> f32[B, T, W], the states of the last layer at all steps; f32[B, T, 2 W] when bidirectional.
 
     There is one bias where torch has two of which only the sum matters. Every matrix of a gate that multiplies the
-    state starts orthogonal (Saxe et al. 2014), and the forget gate's bias at 1 (Jozefowicz et al. 2015), neither of
-    which is in the papers of the cells.
+    state starts orthogonal (Saxe et al. 2014), and the bias of the gate that keeps the state, "forget" or the GRU's
+    "update", at 1 (Jozefowicz et al. 2015), neither of which is in the papers of the cells.
 
     Attributes:
       width: W, of the state of one direction.
@@ -180,7 +180,7 @@ class Layer(nn.Module):
         kind, w = KINDS[self.cell], self.width
         wide = len(kind.gates) * w
         kernel = self.param("input", nn.initializers.lecun_normal(), (x.shape[-1], wide))
-        bias = self.param("bias", _forget_at_one, (wide,), kind.gates)
+        bias = self.param("bias", _keeping, (wide,), kind.gates)
         matrix = self.param("state", _orthogonal, (w, wide))
         own = {
             k: self.param(k, nn.initializers.constant(start), (n * w,))[None] for k, (n, start) in kind.weights.items()
@@ -240,6 +240,6 @@ def _rotation(n: int, key: Array) -> Array:
     return -q * sign[None]
 
 
-def _forget_at_one(key: Array, shape: tuple[int], gates: tuple[str, ...]) -> Array:
+def _keeping(key: Array, shape: tuple[int], gates: tuple[str, ...]) -> Array:
     each = shape[0] // len(gates)
-    return jnp.concatenate([jnp.full(each, 1.0 if gate == "forget" else 0.0) for gate in gates])
+    return jnp.concatenate([jnp.full(each, 1.0 if gate in ("forget", "update") else 0.0) for gate in gates])

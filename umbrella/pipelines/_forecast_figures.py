@@ -40,11 +40,15 @@ def verdict(j: Judged) -> Text:
         way = forecasts.direction(j.models[0].mean[:, 0], on.y[:, 0])
         hits = np.sign(j.models[0].mean[:, 0]) == np.sign(on.y[:, 0])
         daily = forecasts.mean_interval(forecasts.by_day(hits, on.day))
+        always = forecasts.diebold_mariano(
+            forecasts.by_day(~hits, on.day), forecasts.by_day(on.y[:, 0] <= 0, on.day), horizon=1
+        )
         sure = "which a fair coin is not in" if way.low > 0.5 or way.high < 0.5 else "which a fair coin is in"
         lines.append(
             f"Direction: right on {100 * way.rate:.1f} % of {way.n:,} (binomial 95 % interval {100 * way.low:.1f} to "
             f"{100 * way.high:.1f} %, {sure}; taking a day's series for one observation {100 * daily[1]:.1f} to "
-            f"{100 * daily[2]:.1f} %). It went up in {100 * up:.1f} %: so often is right who always says up."
+            f"{100 * daily[2]:.1f} %). It went up in {100 * up:.1f} %: so often is right who always says up "
+            f"(the difference by days: p = {always.p:.2g})."
         )
     if w.target == "level" and naive["r2"] > 0.9:
         lines.append(

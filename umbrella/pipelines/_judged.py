@@ -96,7 +96,7 @@ def baselines(dataset: Dataset, cost: float) -> dict[str, dict[str, float]]:
     out = {t.words: {**numbers(t, walked, on, cost), "seconds": t.seconds} for t in told}
     for t in told:
         out[t.words]["relative_mae"] = out[t.words]["mase"] / out["persistence"]["mase"]
-        if t.words == "persistence" and walked.target != "volatility":  # it says no direction
+        if t.words == "persistence":  # it says no direction
             for k in ("direction", "direction_low", "direction_high", "net_return"):
                 out[t.words].pop(k, None)
     return out

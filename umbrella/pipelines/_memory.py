@@ -54,7 +54,7 @@ def figure(
     what = "row of the image" if net.front or net.reads == "rows" else "pixel"
     caption = (
         f"The gradient of the loss with respect to the {what} that was read so many steps before the end "
-        f"({len(x)} test images, root mean square); {net.cell}, {'bidirectional' if net.bidirectional else 'one direction'}."
+        f"({len(x)} test images, root mean square); {net.cell}{', bidirectional' * net.bidirectional}."
         + ("" if lanes == 1 else f" Mean over {lanes} seeds, with a 95 % interval.")
     )
     each = {name: list(np.asarray(v)) for name, v in told.items()}

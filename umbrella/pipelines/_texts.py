@@ -19,6 +19,7 @@ Ask = Callable[[Sequence[str]], np.ndarray]  # texts -> logits f[N, C]
 WORDS = 5  # that are named of those that decided
 ROWS = 2000  # texts at most that words are deleted from
 SHOWN = 20
+TOGETHER = 256  # texts whose words are left out at once: each is as many texts as it has words
 
 
 # ---------------------------------------------------------------------------------------------------------- decisions
@@ -77,7 +78,9 @@ def decided(numbers: dict[str, float], logits: np.ndarray, y: np.ndarray, decisi
         return
     true = y == decision.flag
     numbers |= flagging(logits.argmax(1) == decision.flag, true)
-    numbers |= {f"{k}_at_threshold": v for k, v in flagging(decision.labels(p) == decision.flag, true).items()}
+    labels = decision.labels(p)
+    numbers["accuracy_at_threshold"] = float(np.mean(labels == y))
+    numbers |= {f"{k}_at_threshold": v for k, v in flagging(labels == decision.flag, true).items()}
     numbers["threshold"] = decision.threshold
 
 
@@ -115,6 +118,9 @@ def influences(ask: Ask, texts: Sequence[str], labels: np.ndarray, decision: Dec
 
     Exact, and of any classifier: a word is taken out wherever it stands, and the text is read again.
     """
+    if len(texts) > TOGETHER:
+        parts = (slice(i, i + TOGETHER) for i in range(0, len(texts), TOGETHER))
+        return [found for part in parts for found in influences(ask, texts[part], labels[part], decision)]
     words = [list(dict.fromkeys(split(text))) for text in texts]
     asked = [without(text, word) for text, own in zip(texts, words, strict=True) for word in own]
     of = np.concatenate([np.arange(len(texts)), np.repeat(np.arange(len(texts)), [len(own) for own in words])])

@@ -185,7 +185,9 @@ def dated(
         if (z <= 0).any():
             i = int(np.argmax(z <= 0))
             day = dates_of(one.dates[[i]])[0]
-            raise SettingsError(f"config.data.log: {one.columns[0]!r} is {z[i]:g} on {day}; logs want positive values")
+            raise SettingsError(
+                f"config.data.log: {one.columns[0]!r} is {z[i]:g} on {day}; logs want positive values; set it to False"
+            )
         z = np.log(z)
     steps = np.r_[0.0, np.diff(z)]
     beside = one.values[:, 1 : 1 + len(inputs)]
