@@ -19,11 +19,13 @@ from umbrella.models.critic import TokenDiscriminator
 from umbrella.objective import Ctx, View, supervised
 from umbrella.phases import during, snapshot
 from umbrella.pipelines import _rows
-from umbrella.pipelines.text_gan import BEGAN, DISC, GEN, judged, sampling
+from umbrella.pipelines._written import BEGAN, judged, sampling
 from umbrella.settings import SettingsError
 from umbrella.step import alternate, then, train_step, update
 from umbrella.train_state import create
 from umbrella.transforms.policy import (
+    DISC,
+    GEN,
     advantages,
     draw_rows,
     policy_batch,
