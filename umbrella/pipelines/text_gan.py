@@ -38,6 +38,7 @@ from umbrella.step import Step, alternate, guard, then, update
 from umbrella.transforms.game import GAMES, score_of
 from umbrella.transforms.policy import DISC, discriminate_rows, policy_loss, reinforce, shifted
 
+MLE = "mle"  # the name of the first phase
 COLUMNS = ("x", "y", "fresh")
 
 
@@ -204,7 +205,7 @@ def phases(game: Players, own: TextGame, durations: Durations, log: dict[str, An
         )
     begins = max(0, at - ahead)
     tx = _optimizer("optimizer", own.optimizer, durations._replace(total=at), log)
-    steps = [during(update(grad_of(game.likelihood), tx, wrt=(GEN,), name="likelihood"), 0, at)]
+    steps = [during(update(grad_of(game.likelihood), tx, wrt=(GEN,), name=MLE), 0, at)]
     if at < durations.total:
         rest = durations.total - at
         gen_tx = _optimizer("game_optimizer", _of(own, own.game_optimizer), durations._replace(total=rest), log)
