@@ -42,6 +42,14 @@ SHOWN = (
     "direction",
     "qlike",
     "coverage_90",
+    "judged_quality",
+    "judged_coverage",
+    "self_bleu",
+    "start_judged_quality",
+    "start_judged_coverage",
+    "start_self_bleu",
+    "gain_quality",
+    "gain_coverage",
 )
 
 

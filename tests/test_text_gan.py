@@ -19,11 +19,13 @@ from umbrella.models.critic import TokenDiscriminator
 from umbrella.objective import Ctx, View, supervised
 from umbrella.phases import during, snapshot
 from umbrella.pipelines import _rows
-from umbrella.pipelines.text_gan import BEGAN, DISC, GEN, judged, sampling
+from umbrella.pipelines._written import BEGAN, judged, sampling
 from umbrella.settings import SettingsError
 from umbrella.step import alternate, then, train_step, update
 from umbrella.train_state import create
 from umbrella.transforms.policy import (
+    DISC,
+    GEN,
     advantages,
     draw_rows,
     policy_batch,
@@ -172,9 +174,9 @@ def test_the_phases_of_a_run(text: str) -> None:
     assert [same(DISC, i, i + 1) for i in range(5)] == [True, True, False, False, False]
     assert [same(GEN, i, i, BEGAN) for i in range(6)] == [True, True, True, True, False, False]
     assert same(BEGAN, 3, 5) and not same(BEGAN, 2, 3)
-    assert [t["likelihood/loss"] > 0 for t in told] == [True, True, True, False, False]
+    assert [t["mle/loss"] > 0 for t in told] == [True, True, True, False, False]
     assert [t["gen/loss"] > 0 for t in told] == [False, False, False, True, True]
-    assert set(ts.opt_state) == {"likelihood", DISC, GEN, "guard"}
+    assert set(ts.opt_state) == {"mle", DISC, GEN, "guard"}
 
     view = View(ts.params, ts.state)  # and the whole review, of this view as one seed
     review = ex.review(jax.tree.map(lambda x: x[None], view), KEY)
@@ -316,4 +318,4 @@ def test_refusals(text: str, more: dict[str, Any], words: str) -> None:
 def test_without_a_game_all_of_training_is_likelihood(text: str) -> None:
     ex = pipelines.build(config(text, pretrain="100%"))
     shapes = jax.eval_shape(lambda: create(ex.init, ex.step, KEY, {"y": jnp.zeros((4, 6), jnp.int32)}))
-    assert set(shapes.opt_state) == {"likelihood", "guard"} and set(shapes.params) == {GEN, DISC, BEGAN}
+    assert set(shapes.opt_state) == {"mle", "guard"} and set(shapes.params) == {GEN, DISC, BEGAN}
