@@ -54,7 +54,8 @@ def muon(
     b2: Fraction = 0.999,
     epsilon: Positive = 1e-8,
 ) -> optax.GradientTransformation:
-    """Momentum made orthogonal for matrices inside of a network, Adam for all else: vectors, embeddings, heads.
+    """Momentum made orthogonal for the matrices of dense layers inside of a network, Adam for all else: vectors,
+    embeddings, heads, convolutions, and what a recurrent layer multiplies its state with.
 
     An orthogonal update of a matrix of m by n is scaled by rms sqrt(max(m, n)), so that its numbers are as large as
     Adam's usually are, and one learning rate is right for both.

@@ -21,8 +21,9 @@ from absl import logging
 from umbrella import artifacts, cleaning, environment, parallel, pipelines, report
 from umbrella._report.text import direction
 from umbrella.blame import first_bad_leaf
-from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, restore_params, saved_paths
+from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, read_meta, restore_params, saved_paths
 from umbrella.data import overlap
+from umbrella.data.texts import read_text
 from umbrella.evaluation import evaluate
 from umbrella.experiment import Experiment
 from umbrella.loop import Cadence, Compiled, Diverged, Feed, Hooks, Outcome, Window, compile_step, fit, steps_per_call
@@ -274,6 +275,18 @@ class Session:
                 "use another workdir"
             )
 
+    def _check_taken(self, other: Path) -> None:
+        """That embeddings that are taken over are of the same words."""
+        kept = (read_meta(other / "checkpoints") or {}).get("kept", {})
+        now = json.loads(json.dumps(self.experiment.kept))
+        if any("embedding" in path for path in self.experiment.run.fresh):
+            return
+        if lost := sorted(k for k in {*now} & {*kept} if now[k] != kept[k]):
+            raise SettingsError(
+                f"--init_from={other}: its {lost[0]} is another, so its embeddings are of other words; take it over by "
+                "config.tokenizer, or leave config.fresh=model/embedding and the head out of what is taken"
+            )
+
     def _create(self, resident: Any) -> TrainState:
         ex = self.experiment
 
@@ -298,6 +311,7 @@ class Session:
             found, _ = restore_params(
                 other / "checkpoints", View(ts.params, ts.state), fresh=[*added, *self._fresh(ts)]
             )
+            self._check_taken(other)
             if added:
                 self._say(f"Not in {other}, so made anew: {', '.join(added)}.")
         except Mismatch as error:
@@ -562,13 +576,9 @@ class Session:
         self._check_data("--mode=predict")
         encoding = ex.settings["data"].get("encoding") or "utf-8"
         try:
-            lines = [line.strip() for line in path.read_bytes().decode(encoding).removeprefix("\ufeff").splitlines()]
-        except OSError as error:
-            raise SettingsError(f"--input={path}: cannot be read ({error.strerror})") from None
-        except UnicodeDecodeError as error:
-            raise SettingsError(
-                f"--input={path}: byte {error.start:,} is not {encoding} text; save it as that"
-            ) from None
+            lines = [line.strip() for line in read_text(path, encoding).split("\n")]  # as training texts are read
+        except SettingsError as error:
+            raise SettingsError(f"--input={error}") from None
         if not (lines := [line for line in lines if line]):
             raise SettingsError(f"--input={path}: no text in it; wanted one a line")
         told = ex.reader(ts.eval_view() if self.lanes is None else ts.eval_view().lane(0), lines)

@@ -61,6 +61,7 @@ def table(
     folds = _folds(base)
     better = _check(base, changes)
     found: dict[tuple[str, bool], list[Mapping[str, float]]] = {}
+    noted: set[tuple[str, bool]] = set()
     summary: dict[str, Any] = {}
     for k in range(folds):
         for model, changed in changes.items():
@@ -71,8 +72,12 @@ def table(
             say(f"Training {model}" + f", fold {k + 1} of {folds}" * (folds > 1) + f": {folder}.")
             summary = _trained(made, folder, name)
             for (row, own), metrics in _told(model, summary).items():
-                found.setdefault((row, own), []).append(metrics)
-    rows = [Row(row, own, _columns(each)) for (row, own), each in found.items()]
+                # What a rival's name says of this fold, such as "(not converged)", does not make another of it.
+                key = (row.split(" (not converged)")[0], own)
+                noted |= {key} if row != key[0] else set()
+                found.setdefault(key, []).append(metrics)
+    note = {k: f"{k[0]} (not converged)" if k in noted else k[0] for k in found}
+    rows = [Row(note[row, own], own, _columns(each)) for (row, own), each in found.items()]
     sign = direction(better) or 1
     rows.sort(key=lambda row: -sign * float(np.mean(row.metrics.get(better, np.array(-sign * np.inf)))))
     about = {k: summary.get(k) for k in ("device", "versions", "git", "data")} | {"command": command}
@@ -96,11 +101,15 @@ def _changes(base: dict[str, Any]) -> dict[str, Mapping[str, Any]]:
         if "data" in changed or "compared" in changed:
             raise SettingsError(f"config.compared.{model}: data and compared are the same for all; leave them out")
     own = str(base.get("model", {}).get("name", "model"))
+    if compared.get(own):
+        raise SettingsError(f"config.compared.{own}: this is the config's own model; call the other something else")
     return {own: {}} | {k: v for k, v in compared.items() if k != own or v}
 
 
 def _folds(base: Mapping[str, Any]) -> int:
     data = base.get("data") or {}
+    if base.get("pipeline") == "series":
+        raise SettingsError("--mode=table: a walk through time has its folds in one run; train, and see its report")
     if data.get("fold"):
         raise SettingsError(f"config.data.fold: {data['fold']}: --mode=table goes through all of them; leave it out")
     return int(data.get("folds") or 1)

@@ -63,8 +63,11 @@ class Counts:
         """tf-idf of runs of 2 to 5 characters that are there twice, in lower case."""
         from sklearn.feature_extraction.text import TfidfVectorizer
 
-        how: dict[str, Any] = dict(analyzer="char", ngram_range=(2, 5), min_df=min(2, len(self.train)))
-        return self._by(TfidfVectorizer(sublinear_tf=True, dtype=np.float32, **how))
+        how: dict[str, Any] = dict(analyzer="char", ngram_range=(2, 5), sublinear_tf=True, dtype=np.float32)
+        try:
+            return self._by(TfidfVectorizer(min_df=2, **how))
+        except ValueError:  # no run is there twice
+            return self._by(TfidfVectorizer(min_df=1, **how))
 
     def _by(self, vectorizer: Any) -> tuple[Any, Any]:
         return vectorizer.fit_transform(self.train), vectorizer.transform(self.test)

@@ -21,12 +21,12 @@ def split(text: str) -> list[str]:
 
 
 def without(text: str, word: str) -> str:
-    """The text in lower case without any of the places where `split` finds the word.
+    """The text without any of the places where `split` finds the word; all else as it was.
 
-    >>> without("Call now, or CALL us back", "call")
-    '  now, or   us back'
+    >>> without("Call Now, or CALL us back", "call")
+    '  Now, or   us back'
     """
-    return _WORD.sub(lambda found: " " if found[0] == word else found[0], text.lower())
+    return _WORD.sub(lambda found: " " if found[0].lower() == word else found[0], text)
 
 
 class Tokens(NamedTuple):

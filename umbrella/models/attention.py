@@ -44,7 +44,8 @@ def attend(
     Source: Vaswani et al. 2017, eq. 1.
     """
     plain = mask is None and not (dropout and key is not None)
-    if plain and q.dtype in FLASH and q.shape[-1] <= WIDEST and jax.default_backend() == "gpu":
+    fits = q.dtype in FLASH and q.shape[-1] <= WIDEST and q.shape[-1] % 8 == 0
+    if plain and fits and "cuda" in jax.devices()[0].client.platform_version.lower():
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
     scores = jnp.einsum("bthd,bshd->bhts", q * (1 / math.sqrt(q.shape[-1])), k).astype(jnp.float32)
     if causal:

@@ -4,12 +4,12 @@ Inputs as those of `umbrella.models.text`. The pooling over words is a submodule
 weights of the words, f32[B, T].
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 
-from umbrella.models.attention import Additive, Positions
+from umbrella.models.attention import Additive
 from umbrella.models.recurrent import Cell, Recurrent
 from umbrella.models.text import Embedding
 from umbrella.models.transformer import Transformer
@@ -71,7 +71,7 @@ class TextTransformer(nn.Module):
       width: of the vectors of words and of the encoder.
       layers, heads: of the encoder; heads divide the width.
       hidden: of its perceptrons; 0 for 4 times the width.
-      positions: see `Transformer`, without "learned".
+      positions: see `Transformer`.
       dropout: within the encoder and of the pooled vector.
       word_dropout: of whole words.
       normalised: see Embedding.
@@ -85,7 +85,7 @@ class TextTransformer(nn.Module):
     layers: Count = 2
     heads: Count = 4
     hidden: Natural = 0
-    positions: Positions = "sinusoidal"
+    positions: Literal["sinusoidal", "rotary", "none"] = "sinusoidal"
     dropout: Fraction = 0.3
     word_dropout: Fraction = 0.2
     normalised: bool = True

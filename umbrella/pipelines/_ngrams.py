@@ -11,6 +11,7 @@ from umbrella.settings import SettingsError
 USUAL = (1, 3, 5, 6)
 MOST = 7  # tokens of an n-gram
 PLACES = 20_000  # of test, at each of which one token is hidden
+ASKED = 1_500_000  # tokens that n-grams are asked about, at all places together
 LOOKUPS = 2_000_000  # n-grams that are looked up at a time
 
 
@@ -40,7 +41,7 @@ def scores(
     before: np.ndarray,
     test: np.ndarray,
     size: int,
-    characters: int,
+    width: float | None,
     orders: tuple[int, ...],
     *,
     masked: bool,
@@ -50,26 +51,27 @@ def scores(
     Args:
       train, before, test: i32[...], tokens to learn from, those that stand before test, and test.
       size: of the vocabulary.
-      characters: of test.
+      width: characters of a token of test on average; None where tokens forget what they were.
     """
     out = {}
     for n in orders:
         began = time.perf_counter()
         model = ngrams.train(train, order=n, size=size)
-        told = _hidden(model, before, test) if masked else _next(model, before, test, characters)
+        told = _hidden(model, before, test) if masked else _next(model, before, test, width)
         out[f"kneser_ney_{n}"] = {**told, "seconds": time.perf_counter() - began}
     return out
 
 
-def places(tokens: int, reach: int) -> np.ndarray:
-    """i64[P]: where in a split of so many tokens one is hidden: evenly, and not within `reach` of its end."""
-    room = max(1, tokens - reach)
-    return np.unique(np.linspace(0, room - 1, min(PLACES, room)).astype(np.int64))
+def places(tokens: int, size: int) -> np.ndarray:
+    """i64[P]: where in a split of so many tokens of a vocabulary of so many one is hidden: evenly, and not so near to
+    its end that n-grams would look beyond. Fewer of a large vocabulary, all of which n-grams must be asked about."""
+    room = max(1, tokens - MOST + 1)
+    return np.unique(np.linspace(0, room - 1, min(PLACES, ASKED // size + 1, room)).astype(np.int64))
 
 
-def _next(model: ngrams.NGrams, before: np.ndarray, test: np.ndarray, characters: int) -> dict[str, float]:
-    nats = -model.score(before[-2 * model.order :], test)
-    return {"loss": float(nats.mean()), "bits_per_character": float(nats.sum() / np.log(2) / characters)}
+def _next(model: ngrams.NGrams, before: np.ndarray, test: np.ndarray, width: float | None) -> dict[str, float]:
+    loss = float(-model.score(before[-2 * model.order :], test).mean())
+    return {"loss": loss, **({} if width is None else {"bits_per_character": loss / float(np.log(2)) / width})}
 
 
 def _hidden(model: ngrams.NGrams, before: np.ndarray, test: np.ndarray) -> dict[str, float]:
@@ -77,7 +79,7 @@ def _hidden(model: ngrams.NGrams, before: np.ndarray, test: np.ndarray) -> dict[
     token and of the N - 1 after it."""
     reach = model.order - 1
     at, whole, first = (
-        places(len(test), min(MOST, len(test)) - 1),
+        places(len(test), model.size),
         np.concatenate([before, test]).astype(np.int64),
         len(before),
     )

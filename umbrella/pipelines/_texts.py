@@ -168,8 +168,11 @@ class Deleted(NamedTuple):
     right: tuple[float, float, float]  # accuracy on these texts: whole, without the attended word, without the other
 
 
-def deletions(run: Callable[[Any], np.ndarray], attention: np.ndarray, x: np.ndarray, y: np.ndarray) -> Deleted:
-    """Takes the most attended word out of each text of at least two words, and, beside, another one.
+def deletions(
+    run: Callable[[Any], np.ndarray], attention: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> Deleted | None:
+    """Takes the most attended word out of each text of at least two words, and, beside, another one. None where no
+    text has two.
 
     Of more than ROWS such texts a random part, the same for every run.
 
@@ -182,6 +185,8 @@ def deletions(run: Callable[[Any], np.ndarray], attention: np.ndarray, x: np.nda
     rng = np.random.default_rng(0)
     rows = np.flatnonzero(there.sum(1) > 1)
     rows = np.sort(rng.permutation(rows)[:ROWS])
+    if not len(rows):
+        return None
     x, y, there = x[rows], y[rows], there[rows]
     top = np.where(there, attention[rows], -1).argmax(1)
     draw = np.where(there, rng.random(x.shape), -1.0)

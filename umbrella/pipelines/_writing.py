@@ -13,7 +13,7 @@ from umbrella.artifacts import Curves, Table, Text
 from umbrella.data.sequences import Tokens
 from umbrella.data.tokenizers import MASK, Tokenizer
 from umbrella.objective import Array, View
-from umbrella.pipelines._ngrams import MOST, places
+from umbrella.pipelines._ngrams import places
 from umbrella.scores import interval
 from umbrella.settings import Natural, NonNegative, Range, SettingsError
 
@@ -23,6 +23,7 @@ Share = Annotated[float, Range(lambda v: 0 < v <= 1, "must be in (0, 1]")]
 ROWS = 512  # of test, at most, by which it is told how context helps
 BATCH = 256
 SHOWN = 20
+BEFORE = 32  # tokens that stand for a prompt
 
 
 class Writing(NamedTuple):
@@ -35,7 +36,7 @@ class Writing(NamedTuple):
 
 def writing(
     *,
-    prompt: str = "\n",
+    prompt: str = "",
     length: Natural = 500,
     temperature: NonNegative = 0.8,
     top_k: Natural = 0,
@@ -44,24 +45,38 @@ def writing(
     """How text is written in the report and by --mode=sample.
 
     Args:
-      prompt: what it begins with; not shown to a model of hidden tokens.
+      prompt: what it begins with; when empty, the end of the text before test.
       length: tokens to write; 0 for none.
       temperature: logits are divided by it; 0 for the most probable token each time.
       top_k: draws from the k most probable tokens alone; 0 for all.
       top_p: draws from the most probable tokens that have this probability together (Holtzman et al. 2020).
     """
-    if not prompt:
-        raise SettingsError("config.sample.prompt: must not be empty; text begins with something, such as a line's end")
     return Writing(prompt, length, temperature, top_k, top_p)
 
 
-def write(net: Any, view: View, tokenizer: Tokenizer, asked: Writing, key: Array) -> Text:
-    """What a model of the next token writes by itself. `view` is of one seed, its parameters the effective ones."""
-    start = tokenizer.encode(asked.prompt)
+def check_prompt(asked: Writing, tokenizer: Tokenizer) -> None:
+    """That there is something to begin with.
+
+    Raises:
+      SettingsError: the prompt has no token, or is no text.
+    """
+    try:
+        known = len(tokenizer.encode(asked.prompt))
+    except UnicodeEncodeError:
+        raise SettingsError(f"config.sample.prompt: {asked.prompt!r} is no text that can be encoded") from None
+    if asked.prompt and not known:
+        raise SettingsError(f"config.sample.prompt: {asked.prompt!r} has no token; say a word, or nothing at all")
+
+
+def write(net: Any, view: View, tokenizer: Tokenizer, before: np.ndarray, asked: Writing, key: Array) -> Text:
+    """What a model of the next token writes by itself, after its prompt or, without one, after the last of `before`
+    i32[C]. `view` is of one seed, its parameters the effective ones."""
+    start = tokenizer.encode(asked.prompt) if asked.prompt else before[-BEFORE:]
     text = tokenizer.decode(continued(net, view.params["model"], start, asked, key))
     told = [f"temperature {asked.temperature:g}"]
     told += [f"top_k {asked.top_k}"] * (asked.top_k > 0) + [f"top_p {asked.top_p:g}"] * (asked.top_p < 1)
-    caption = f"What the first seed's model writes after {asked.prompt!r}: {asked.length:,} tokens, {', '.join(told)}."
+    after = repr(asked.prompt) if asked.prompt else "the end of the text before test, with which it begins here"
+    caption = f"What the first seed's model writes after {after}: {asked.length:,} tokens, {', '.join(told)}."
     return Text(text, caption)
 
 
@@ -119,10 +134,10 @@ def by_context(logits_of: LogitsOf, views: View, test: Tokens) -> Curves:
     return Curves({"the model": (x, mean)}, "tokens before it", "nats", caption, bands)
 
 
-def one_hidden(logits_of: LogitsOf, views: View, test: Tokens) -> dict[str, Any]:
+def one_hidden(logits_of: LogitsOf, views: View, test: Tokens, size: int) -> dict[str, Any]:
     """One token hidden at a time, the model sees the others of a row around it: nats and accuracy, of one seed or of
     each."""
-    at, length = places(len(test.tokens), length_after(test)), test.length
+    at, length = places(len(test.tokens), size), test.length
     whole, first = np.concatenate([test.before, test.tokens]), len(test.before)
     start = np.minimum(first + at - length // 2, len(whole) - length)
     nats, hits = [], []
@@ -159,11 +174,6 @@ def guesses(logits_of: LogitsOf, views: View, test: Tokens, tokenizer: Tokenizer
     return Table(
         ("text", "hidden", "probable"), tuple(rows), "Tokens of test, hidden one by one, and the three guesses."
     )
-
-
-def length_after(test: Tokens) -> int:
-    """How many tokens at the end of test no token is hidden among: those that n-grams would look beyond."""
-    return min(MOST - 1, len(test.tokens) - 1)
 
 
 def _nats(logits: Any, y: np.ndarray) -> np.ndarray:

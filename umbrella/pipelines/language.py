@@ -9,15 +9,30 @@ import numpy as np
 
 from umbrella import losses, metrics, models, settings
 from umbrella.data import Dataset, corpus, sequences, tokenizers
-from umbrella.data.tokenizers import Tokenizer
+from umbrella.data.tokenizers import MASK, Tokenizer
 from umbrella.experiment import Experiment, Review, RunSettings
-from umbrella.objective import Array, Batch, Transform, View, chain, map_batch, measure, supervised
+from umbrella.objective import (
+    Array,
+    Aux,
+    Batch,
+    Ctx,
+    Objective,
+    Params,
+    State,
+    Transform,
+    View,
+    chain,
+    map_batch,
+    measure,
+    supervised,
+)
 from umbrella.pipelines import _classes, _ngrams, _writing
+from umbrella.pipelines._learnt import learnt
 from umbrella.pipelines._standard import Problem, Resolve, assemble
 from umbrella.settings import Count, Fraction, Natural, SettingsError
-from umbrella.transforms import mask_tokens
+from umbrella.transforms import hide, mask_tokens
 
-FITTING = ("l1", "l2", "lora", "sam")
+FITTING = ("l1", "l2", "label_smoothing", "lora", "sam")
 GIVEN = {"gpt": ("words", "length"), "recurrent_lm": ("words",), "bert": ("words", "length")}
 OF_TASK = {"next": ("gpt", "recurrent_lm"), "masked": ("bert",)}
 
@@ -32,7 +47,12 @@ class Corpus(NamedTuple):
 
     tokenizer: Tokenizer
     parts: dict[str, sequences.Tokens]  # train, validation, test, train_eval
-    characters: dict[str, int]  # of each
+    lossless: bool  # whether the tokens of test are its text, to the last character
+
+    def width(self, split: str) -> float | None:
+        """Characters of a token of a split on average; None where tokens forget what they were."""
+        part = self.parts[split]
+        return len(self.tokenizer.decode(part.tokens)) / len(part.tokens) if self.lossless else None
 
 
 def problem(
@@ -41,6 +61,7 @@ def problem(
     *,
     model: dict,
     task: Literal["next", "masked"] = "next",
+    tokenizer: str | None = None,
     tokens: Literal["char", "whitespace", "bpe"] = "char",
     vocabulary: Natural = 0,
     length: Count = 128,
@@ -49,10 +70,13 @@ def problem(
     sample: dict | None = None,
     baselines: bool | tuple[str, ...] = True,
 ) -> Problem:
-    """Cross-entropy of the next token, or of hidden ones; every token of test is scored once.
+    """Cross-entropy of the next token, every one of test once; or of hidden ones, a random share of test's, and, in the
+    review, of one hidden at a time.
 
     Args:
       task: what is to be told: the "next" token from those before it, or "masked" ones from both sides.
+      tokenizer: the workdir of another run, whose tokenizer is taken; then `tokens` and `vocabulary` say nothing. With
+        --init_from the model goes on from there, too.
       tokens: what text is cut into, by a tokenizer that is learnt from the training text and kept with every
         checkpoint: "char", "whitespace" (words; what stood between them is forgotten) or "bpe" (byte pairs; any text).
       vocabulary: how many tokens there are, five special ones among them; 0 for all characters or words. "bpe" needs
@@ -70,14 +94,13 @@ def problem(
         raise SettingsError(
             f"config.model.name: {model['name']!r} is not for the task {task!r} (one of: {', '.join(OF_TASK[task])})"
         )
-    found = read(dataset, tokens, vocabulary, length)
+    found = read(dataset, None if tokenizer is None else learnt(tokenizer), tokens, vocabulary, length)
+    _writing.check_prompt(asked, found.tokenizer)
     given = {"words": found.tokenizer.size, "length": length}
     mine = {k: given[k] for k in GIVEN.get(str(model.get("name")), ())}
     net = models.build(model, only=OF_TASK[task], log=log, **mine)
     stateful = getattr(net, "stateful", False)
-    base = measure(accuracy=metrics.accuracy, bits_per_character=bits_per_character)(
-        supervised(net, losses.cross_entropy)
-    )
+    base = in_characters(measure(accuracy=metrics.accuracy)(supervised(net, losses.cross_entropy)))
     rivals = _ngrams.chosen(baselines, found.tokenizer.size)
 
     def feed(run: RunSettings) -> Any:
@@ -89,7 +112,7 @@ def problem(
             made: Any = sequences.following(part, size, warm=length)
         else:
             made = sequences.sliding(part, size, length if task == "masked" else stride or max(1, length // 2))
-        return per_character(made, found.characters[split] / len(part.tokens))
+        return told_batches(made, found.width(split), masked=task == "masked")
 
     alone = net.clone(stateful=False) if stateful else net
 
@@ -97,7 +120,15 @@ def problem(
         return alone.apply({"params": resolve(view.params, view.state)["model"]}, x, train=False)
 
     def predict(resolve: Resolve) -> Callable[[View, Batch, Array], dict[str, Array]]:
-        return lambda view, rows, key: {"nats": losses.cross_entropy(logits_of(resolve, view, rows["x"]), rows["y"])}
+        def of_next(view: View, rows: Batch, key: Array) -> dict[str, Array]:
+            return {"nats": losses.cross_entropy(logits_of(resolve, view, rows["x"]), rows["y"])}
+
+        def of_hidden(view: View, rows: Batch, key: Array) -> dict[str, Array]:
+            seen, chosen = hide(rows["y"], key, MASK, (MASK + 1, found.tokenizer.size), rate=hidden)
+            nats = losses.cross_entropy(logits_of(resolve, view, seen), rows["y"])
+            return {"hidden": chosen, "nats": jnp.where(chosen, nats, jnp.nan)}
+
+        return of_hidden if task == "masked" else of_next
 
     def review(resolve: Resolve) -> Callable[[View, Array], Review]:
         run, test = _classes.in_turn(logits_of, resolve), found.parts["test"]
@@ -105,14 +136,14 @@ def problem(
         def of(views: View, key: Array) -> Review:
             if task == "masked":
                 shown = [("guesses", _writing.guesses(run, views, test, found.tokenizer))]
-                return Review({"test": _writing.one_hidden(run, views, test)}, shown)
+                return Review({"test": _writing.one_hidden(run, views, test, found.tokenizer.size)}, shown)
             return Review({}, written(resolve, run, views, key))
 
         def written(resolve: Resolve, run: Any, views: View, key: Array) -> Iterator[tuple[str, Any]]:
             first = views.lane(0)
             if asked.length:
                 effective = View(resolve(first.params, first.state), first.state)
-                yield "text", _writing.write(net, effective, found.tokenizer, asked, key)
+                yield "text", _writing.write(net, effective, found.tokenizer, test.before, asked, key)
             yield "context", _writing.by_context(run, views, test)
 
         return of
@@ -131,7 +162,7 @@ def problem(
             found.parts["test"].before,
             found.parts["test"].tokens,
             found.tokenizer.size,
-            found.characters["test"],
+            found.width("test"),
             rivals,
             masked=task == "masked",
         ),
@@ -145,17 +176,17 @@ def problem(
     )
 
 
-def read(dataset: Dataset, kind: str, vocabulary: int, length: int) -> Corpus:
-    """The text as tokens, by a tokenizer of the training text.
+def read(dataset: Dataset, given: Tokenizer | None, kind: str, vocabulary: int, length: int) -> Corpus:
+    """The text as tokens, by the tokenizer given or one of the training text.
 
     Raises:
       SettingsError: a vocabulary that the text does not give, or a split of fewer tokens than a row.
     """
-    if kind == "bpe" and not vocabulary:
+    if given is None and kind == "bpe" and not vocabulary:
         raise SettingsError("config.vocabulary: byte pairs need to know how many tokens there are to be; say 1000")
     text = {s: corpus.text_of(getattr(dataset, s).column("x")) for s in ("train", "validation", "test")}
     try:
-        tokenizer = tokenizers.train(kind, [text["train"]], size=vocabulary or None)
+        tokenizer = given or tokenizers.train(kind, [text["train"]], size=vocabulary or None)
     except SettingsError as error:
         raise SettingsError(f"config.vocabulary: {error}") from None
     cut = {s: tokenizer.encode(t) for s, t in text.items()}
@@ -170,15 +201,14 @@ def read(dataset: Dataset, kind: str, vocabulary: int, length: int) -> Corpus:
         raise SettingsError(
             f"config.length: {length:,}: the training text has {len(cut['train']):,} tokens; wanted four rows at least"
         )
-    characters = {s: len(tokenizer.decode(p.tokens)) for s, p in parts.items()}
-    return Corpus(tokenizer, parts, characters)
+    return Corpus(tokenizer, parts, tokenizer.decode(cut["test"]) == text["test"])
 
 
 def outer(task: str, stateful: bool, size: int, hidden: float) -> Transform:
     """The task of a batch of tokens and their next ones."""
     parts = []
     if task == "masked":
-        parts.append(mask_tokens(tokenizers.MASK, (tokenizers.MASK + 1, size), rate=hidden))
+        parts.append(mask_tokens(MASK, (MASK + 1, size), rate=hidden))
     if stateful:
         parts.append(
             map_batch(lambda b, key: {**b, "x": {"tokens": b["x"], "fresh": b["fresh"]}}, name="fresh", eval=True)
@@ -187,26 +217,43 @@ def outer(task: str, stateful: bool, size: int, hidden: float) -> Transform:
 
 
 def bits_per_character(logits: Array, batch: Batch) -> metrics.Mean:
-    """Nats of all tokens by ln 2 and the number of characters that they are; of a training batch, by that of tokens."""
+    """Nats of all tokens by ln 2 and the number of characters that they are."""
     nats = losses.cross_entropy(logits, batch["y"])
     mask = metrics.mask_of(batch, nats)
-    count = jnp.sum(mask)
-    width = jnp.mean(batch["characters"]) if "characters" in batch else jnp.ones((), nats.dtype)
-    return metrics.Mean(jnp.sum(jnp.where(mask > 0, mask * nats, 0)) / math.log(2), count * width)
+    total = jnp.sum(jnp.where(mask > 0, mask * nats, 0)) / math.log(2)
+    return metrics.Mean(total, jnp.sum(mask) * jnp.mean(batch["characters"]))
 
 
-class per_character:
-    """Batches that know how many characters a token of their split has on average: "characters" f32[B]."""
+def in_characters(o: Objective) -> Objective:
+    """Measures bits per character where a batch knows how many characters its tokens are, as those of evaluations do."""
+    measured = measure(bits_per_character=bits_per_character)(o)
 
-    def __init__(self, batches: Any, width: float):
-        self.batches, self.width = batches, np.float32(width)
+    def apply(params: Params, state: State, batch: Batch, ctx: Ctx) -> tuple[Array, Aux]:
+        return (measured if "characters" in batch else o).apply(params, state, batch, ctx)
+
+    return o._replace(apply=apply)
+
+
+class told_batches:
+    """Evaluation batches that know how many characters a token of their split is on average: "characters" f32[B].
+
+    Args:
+      width: that number; nothing is added when None.
+      masked: whether what is to be told is hidden in the targets, and not what comes after x.
+    """
+
+    def __init__(self, batches: Any, width: float | None, masked: bool):
+        self.batches, self.width, self.masked = batches, width, masked
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Any:
         for batch in self.batches:
-            yield {**batch, "characters": np.full(len(batch["fresh"]), self.width)}
+            if self.masked:  # the mask is of the targets: with these as x, every token of the split may be hidden
+                batch = {**batch, "x": batch["y"]}
+            more = {} if self.width is None else {"characters": np.full(len(batch["fresh"]), self.width, np.float32)}
+            yield {**batch, **more}
 
 
 def notes(dataset: Dataset, found: Corpus) -> tuple[str, ...]:
@@ -221,4 +268,6 @@ def notes(dataset: Dataset, found: Corpus) -> tuple[str, ...]:
             f"{lost:,} of {len(found.parts['test'].tokens):,} tokens of test do not occur in train: they count as the "
             "unknown token."
         )
+    if not found.lossless:
+        said.append("Tokens of test are not all of its text, so there are no bits per character.")
     return tuple(said)

@@ -1,6 +1,5 @@
 """Classifying texts. Floor 5."""
 
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -8,16 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from umbrella import checkpoint, losses, metrics, models
+from umbrella import losses, metrics, models
 from umbrella.artifacts import Table
 from umbrella.baselines import chosen
-from umbrella.data import Arrays, Dataset, tokenizers
+from umbrella.data import Arrays, Dataset
 from umbrella.data.pieces import Pieces
-from umbrella.data.tokenizers import Tokenizer
 from umbrella.data.words import UNKNOWN, Tokens, Vocabulary
 from umbrella.experiment import Experiment, Reader, Review
 from umbrella.objective import Array, Batch, Ctx, Objective, Params, State, Transform, View, measure, supervised
 from umbrella.pipelines import _classes, _texts
+from umbrella.pipelines._learnt import learnt
 from umbrella.pipelines._standard import Problem, Resolve, assemble
 from umbrella.settings import Count, Fraction, Natural, SettingsError, near
 from umbrella.text_baselines import TEXT_CLASSIFIERS, text_classification
@@ -110,24 +109,11 @@ def problem(
         dataset=dataset._replace(train=told["train"], validation=told["validation"], test=told["test"]),
         notes=notes,
         fitting=FITTING,
-        kept={"vocabulary": list(words.words)},  # a number that meant another word would say nothing
+        kept={"tokenizer": words.tokenizer.to_json()}
+        if isinstance(words, Pieces)
+        else {"vocabulary": list(words.words)},  # a number that meant another word would say nothing
         reader=what.reader,
     )
-
-
-def learnt(workdir: str) -> Tokenizer:
-    """The tokenizer that the checkpoints of a language model keep.
-
-    Raises:
-      SettingsError: no checkpoint there, or one of something else.
-    """
-    meta = checkpoint.read_meta(pathlib.Path(workdir).expanduser() / "checkpoints")
-    if meta is None or "tokenizer" not in meta.get("kept", {}):
-        what = "no checkpoint there" if meta is None else "what was trained there has no tokenizer"
-        raise SettingsError(
-            f"config.tokenizer: {workdir}: {what}; name the workdir of a run of the pipeline 'language'"
-        )
-    return tokenizers.from_json(meta["kept"]["tokenizer"])
 
 
 def strings(source: Any) -> list[str]:
@@ -222,7 +208,8 @@ class _Texts(NamedTuple):
             one = jax.tree.map(lambda v: v[k : k + 1], views)
             x = self.told["test"].column("x")
             deleted = _texts.deletions(lambda z: in_parts(lambda part: run(one, part)[0], z), attention[k], x, test.y)
-            _texts.attended(numbers, deleted)
+            if deleted is not None:
+                _texts.attended(numbers, deleted)
         return _Lane(decision, numbers, deleted)
 
     def _drawn(

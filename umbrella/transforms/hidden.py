@@ -29,12 +29,29 @@ def mask_tokens(
     def fn(batch: Batch, key: Array) -> Batch:
         x = batch["x"]
         mask = batch["mask"] if "mask" in batch else jnp.ones(x.shape)
-        told, how, by = jax.random.split(key, 3)
-        may = (x > 0) & (mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)) > 0)
-        chosen = may & (jax.random.uniform(told, x.shape) < rate)
-        coin = jax.random.uniform(how, x.shape)
-        other = jax.random.randint(by, x.shape, *words, x.dtype)
-        seen = jnp.where(coin < replaced, other, jnp.where(coin < replaced + kept, x, jnp.asarray(token, x.dtype)))
-        return {**batch, "x": jnp.where(chosen, seen, x), "y": x, "mask": chosen.astype(jnp.float32)}
+        may = mask.reshape(mask.shape + (1,) * (x.ndim - mask.ndim)) > 0
+        seen, chosen = hide(x, key, token, words, rate=rate, replaced=replaced, kept=kept, may=may)
+        return {**batch, "x": seen, "y": x, "mask": chosen.astype(jnp.float32)}
 
     return map_batch(fn, name="mask_tokens", eval=True)
+
+
+def hide(
+    x: Array,
+    key: Array,
+    token: int,
+    words: tuple[int, int],
+    *,
+    rate: float = 0.15,
+    replaced: float = 0.1,
+    kept: float = 0.1,
+    may: Array | None = None,
+) -> tuple[Array, Array]:
+    """(tokens i32[B, T] with some hidden, bool[B, T] which are to be told); see `mask_tokens`. Only where `may`."""
+    told, how, by = jax.random.split(key, 3)
+    chosen = (x > 0) & (jax.random.uniform(told, x.shape) < rate)
+    chosen = chosen if may is None else chosen & may
+    coin = jax.random.uniform(how, x.shape)
+    other = jax.random.randint(by, x.shape, *words, x.dtype)
+    seen = jnp.where(coin < replaced, other, jnp.where(coin < replaced + kept, x, jnp.asarray(token, x.dtype)))
+    return jnp.where(chosen, seen, x), chosen
