@@ -20,7 +20,14 @@ SMALL = (
     "--config.baselines=False",
 )
 ROWS = ("cnn", "permuted", "pixels", "plain", "rows")  # of row_mnist.py
-PREPARED = ("airbench94", "cifar10", "mnist", "smoothed", "sst2", *ROWS)  # variants whose set TensorFlow Datasets prepares
+PREPARED = (
+    "airbench94",
+    "cifar10",
+    "mnist",
+    "smoothed",
+    "sst2",
+    *ROWS,
+)  # variants whose set TensorFlow Datasets prepares
 SHAPES = {"airbench94": (32, 32, 3), "cifar10": (32, 32, 3), "mnist": (28, 28, 1), "smoothed": (28, 28, 1)}
 SHAPES |= dict.fromkeys(ROWS, (28, 28, 1))
 # A pass of a convolutional network over 10,000 images takes half a minute: these get a few rows of noise of that shape.

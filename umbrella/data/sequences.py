@@ -45,7 +45,7 @@ class Tokens:
 
 def windows(source: Tokens, batch_size: int) -> Data:
     """Rows of T tokens and their next ones. Every epoch goes once through the text, in an order and with cuts of its
-    own: all cuts of an epoch are moved by the same number of tokens, which leaves up to 2 T - 2 of them out at its ends.
+    own: all cuts of an epoch are moved by the same number of tokens, which leaves up to 2 T - 2 out at its ends.
 
     Raises:
       SettingsError: the text is too short for one row.

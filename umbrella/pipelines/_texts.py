@@ -168,9 +168,7 @@ class Deleted(NamedTuple):
     right: tuple[float, float, float]  # accuracy on these texts: whole, without the attended word, without the other
 
 
-def deletions(
-    run: Callable[[Any], np.ndarray], attention: np.ndarray, x: np.ndarray, y: np.ndarray
-) -> Deleted | None:
+def deletions(run: Callable[[Any], np.ndarray], attention: np.ndarray, x: np.ndarray, y: np.ndarray) -> Deleted | None:
     """Takes the most attended word out of each text of at least two words, and, beside, another one. None where no
     text has two.
 

@@ -225,7 +225,7 @@ def bits_per_character(logits: Array, batch: Batch) -> metrics.Mean:
 
 
 def in_characters(o: Objective) -> Objective:
-    """Measures bits per character where a batch knows how many characters its tokens are, as those of evaluations do."""
+    """Measures bits per character where a batch knows how many characters its tokens are, as in evaluations."""
     measured = measure(bits_per_character=bits_per_character)(o)
 
     def apply(params: Params, state: State, batch: Batch, ctx: Ctx) -> tuple[Array, Aux]:

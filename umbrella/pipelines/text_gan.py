@@ -79,7 +79,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     asked = settings.call(sampling, own.sample, "sample.")
     nets = _nets(own)
     dataset = settings.call(corpus.load, own.data, "data.")
-    found = language.read(dataset, own.tokens, own.vocabulary, own.length)
+    found = language.read(dataset, None, own.tokens, own.vocabulary, own.length)
     size = found.tokenizer.size
     if size**asked.order >= 2**62:
         raise SettingsError(f"config.sample.order: {asked.order} is too long for {size:,} different tokens; say less")
