@@ -15,7 +15,17 @@ mean +- sd over 10 folds, one seed each, with --config.data.folds=10 --config.co
     naive Bayes, words and pairs                              0.787 +- 0.013
     linear SVM on tf-idf                                      0.784 +- 0.009
 
-No network here is better than NB-SVM. docs/results.md has the other rivals, commands and versions.
+And on one split, one seed, with --mode=table alone:
+
+    BiLSTM with attention                3.5 minutes          0.784
+    NB-SVM, words and pairs                                   0.784
+    bag, attacked in training                                 0.769
+    Transformer                          2.9 minutes          0.765
+    CNN                                  3.3 minutes          0.750
+
+Without the most attended word the BiLSTM's probability of its label falls by 0.185 on average over 2,000 test texts,
+without a random one by 0.005; the difference is 0.180, at least 0.167 with 95 % confidence. docs/results.md has the
+other rivals, commands and versions.
 """
 
 from ml_collections import ConfigDict
