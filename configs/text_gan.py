@@ -17,9 +17,9 @@ Measured on two cores of an AMD EPYC beside much other work: one seed, 4,000 row
     an n-gram model of the training text, of 5       1.962     1.606       .899
     rows of the training text                        1.816     1.534       .929
 
-The game does not beat its maximum-likelihood start. At equal self-BLEU it loses .022 nats of quality (95 % interval over
-rows .000 to .045) and .053 of coverage (.046 to .061); more likelihood would have been better in both. Its discriminator
-hardly tells samples from text: its loss ends at 1.37, where 2 log 2 = 1.386 is guessing.
+The game does not beat its maximum-likelihood start. At equal self-BLEU it loses .022 nats of quality (95 % interval
+over rows .000 to .045) and .053 of coverage (.046 to .061); more likelihood would have been better in both. Its
+discriminator hardly tells samples from text: its loss ends at 1.37, where 2 log 2 = 1.386 is guessing.
 """
 
 from ml_collections import ConfigDict
