@@ -10,7 +10,7 @@ The folder has three .tsv files of such lines, with train, val and test in their
 --config.model.attention=dot; several seeds are also scored as one (--config.seeds=3). Translations of test as arrays:
 --mode=predict.
 
-Measured on two cores of an AMD EPYC that had much else to do (several times as long as alone), with the last parameters;
+Measured on two cores of an AMD EPYC that had much else to do (alone it is several times as fast), last parameters;
 BLEU and chrF by sacrebleu, on distinct sources of test and against all their translations. docs/results.md has commands
 and versions.
 
