@@ -39,7 +39,7 @@ import umbrella as um
 from umbrella.memory import single_steps, state_gains
 from umbrella.models.recurrent import Recurrent, last
 
-STEPS = int(os.environ.get("UMBRELLA_NOTEBOOK_STEPS", 400))
+STEPS = int(os.environ.get("UMBRELLA_NOTEBOOK_STEPS", 300))
 CELLS = ("rnn", "lstm", "gru", "linear")
 SEEDS, WIDTH, LENGTH, BATCH = 3, 32, 30, 64
 plt.rcParams.update({"figure.dpi": 90, "figure.constrained_layout.use": True, "font.size": 9})
