@@ -11,7 +11,7 @@ import pytest
 import umbrella as um
 from tests.helpers import slow_but
 from umbrella import losses, models, ngrams, pipelines
-from umbrella.data import tokenizers
+from umbrella.data import sequences, tokenizers
 from umbrella.objective import Ctx, View, supervised
 from umbrella.pipelines import _ngrams, _writing, language
 from umbrella.settings import SettingsError
@@ -121,6 +121,28 @@ def test_mask_tokens() -> None:
     assert (seen["x"][:, 150:] == 0).all() and (seen["x"][:10, :150] == 7).all()
 
 
+def test_one_hidden_token_of_a_model_at_a_time() -> None:
+    """A model that says the token after the one to the left, with a logit of 10 among 31: always right, at
+    log(1 + 30 exp(-10)) nats, as long as one token is hidden and the rest is there; the text counts on."""
+    tokens = np.arange(5, 31).repeat(1)[np.arange(200) % 26].astype(np.int32)
+    test = sequences.Tokens(tokens[100:], 16, tokens[:100])
+
+    def logits_of(views: Any, x: Any) -> Any:
+        assert ((x == tokenizers.MASK).sum(1) == 1).all()
+        after = np.where(np.roll(x, 1, 1) == 30, 5, np.roll(x, 1, 1) + 1)
+        return 10 * np.eye(31, dtype=np.float32)[after][None]
+
+    got = _writing.one_hidden(logits_of, None, test, 31)
+    assert got == pytest.approx({"one_hidden_loss": np.log1p(30 * np.exp(-10)), "one_hidden_accuracy": 1}, rel=1e-3)
+
+
+def test_hidden_tokens_are_those_of_the_split(text: str) -> None:
+    """In evaluation a masked model may be asked for any token of test, and for none before it: once each."""
+    ex = pipelines.build(config(text, BERT, task="masked"))
+    asked = [b["x"][b["mask"] > 0] for b in ex.evals["test"].batches]
+    np.testing.assert_array_equal(np.concatenate(asked), ex.dataset.test.tokens)
+
+
 def test_one_hidden_token_of_bigrams_by_hand() -> None:
     """P(t | l, r) is P(t | l) P(r | t) over its sum."""
     rng = np.random.default_rng(0)
@@ -128,7 +150,7 @@ def test_one_hidden_token_of_bigrams_by_hand() -> None:
     model = ngrams.train(tokens[:200], order=2, size=4)
     got = _ngrams._hidden(model, tokens[199:200], tokens[200:])
     nats, hits = [], []
-    for i in _ngrams.places(100, _ngrams.MOST - 1):
+    for i in _ngrams.places(100, 4):
         left, true, right = (int(t) for t in tokens[199 + i : 202 + i])
         each = np.arange(4)
         p = model.probability(np.full((4, 1), left), each) * model.probability(each[:, None], np.full(4, right))
@@ -165,7 +187,8 @@ def test_from_a_config_to_a_report(text: str, tmp_path: Any, model: Any, more: A
         (dict(baselines=("kneser_ney_9",)), "no rival 'kneser_ney_9'"),
         (dict(techniques=("mixup",), mixup={}), "'mixup' is not for this pipeline's inputs"),
         (dict(resample=True), "config.resample"),
-        (dict(sample={"prompt": ""}), "config.sample.prompt"),
+        (dict(tokens="whitespace", sample={"prompt": " "}), "config.sample.prompt: ' ' has no token"),
+        (dict(tokenizer="nowhere"), "config.tokenizer: nowhere: no checkpoint there"),
         (dict(sample={"top_p": 0.0}), "config.sample.top_p"),
     ],
 )

@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = dict(name="stocks", target="return", window=4, tickers=2
 def config(target: str = "return", **more: Any) -> dict[str, Any]:
     made = cli.load_config(f"{ROOT}/configs/stock.py:{target}")
     made |= dict(data={**SMALL, "target": target}, model=dict(name="series_linear"), batch_size=16, eval_batch_size=32)
+    made["seeds"] = 1  # of one fold
     return {**made, "train_for": "4 steps", "eval_every": "4 steps", "checkpoint_every": "4 steps", **more}
 
 
@@ -305,24 +306,25 @@ def test_what_a_sign_earns_by_hand() -> None:
 
 
 def test_rivals_know_their_training_part_alone() -> None:
-    """What comes after a fold's validation begins changes nothing of what is fitted: forecasts differ by the new past
-    alone, which those of the first test day do not have."""
+    """What comes from a fold's validation on changes nothing of what is fitted: the widths of the intervals and the
+    ratios of means are of the training part's errors."""
     w = walked("volatility", days=400)
-    on = _rivals.tested(w)
-    first = on.day == on.day.min()
     cut = w.folds[0].validation
-    last = np.datetime64("NaT")
     tables = []
-    for t in w.tables:
-        z = t.z.copy()
-        last = t.dates[t.dates < on.day.min()].max()
-        z[t.dates > last] += 3
-        tables.append(t._replace(z=z))
-    assert cut < last
+    for i, t in enumerate(w.tables):
+        rng, later = np.random.default_rng(i), t.dates >= cut
+        z, features = t.z.copy(), t.features.copy()
+        z[later] += rng.normal(size=later.sum())
+        features[later] += rng.normal(size=features[later].shape)
+        tables.append(t._replace(z=z, features=features))
     other = w._replace(tables=tables)
-    for a, b in zip(_rivals.rivals(w, on), _rivals.rivals(other, on), strict=True):
-        np.testing.assert_array_equal(a.mean[first], b.mean[first], err_msg=a.words)
-        np.testing.assert_array_equal(a.ratio[first], b.ratio[first], err_msg=a.words)
+    on, off = _rivals.tested(w), _rivals.tested(other)
+    mine = on.fold == 0
+    np.testing.assert_array_equal(on.scale[mine], off.scale[mine])
+    for a, b in zip(_rivals.rivals(w, on), _rivals.rivals(other, off), strict=True):
+        widths = [(t.quantiles - t.mean[..., None])[mine] for t in (a, b)]
+        np.testing.assert_allclose(*widths, atol=1e-10, err_msg=a.words)
+        np.testing.assert_allclose(a.ratio[mine], b.ratio[mine], err_msg=a.words)
 
 
 def test_a_run_of_two_folds_says_all_of_it(tmp_path: Path) -> None:
@@ -341,6 +343,14 @@ def test_a_run_of_two_folds_says_all_of_it(tmp_path: Path) -> None:
     assert {"forecast_GEN0", "intervals", "series", "folds", "next"} <= set(names)
     table = json.loads((tmp_path / "artifacts" / "folds.json").read_text())
     assert len(table["rows"]) == 2 and "Trained on" not in str(table)
+    assert isinstance(told["loss"], float)  # two folds are one training, and no spread over seeds
+    with um.runs.Session(config(**FOLDS), str(tmp_path), quiet=True) as session:
+        resident = session.place.replicated(session.experiment.train_data.resident)
+        ts, _ = session.start(resident, say=False)
+        said = np.load(session.predict(ts))["forecast"]
+    kept = np.load(tmp_path / "artifacts" / "rows.npz")
+    assert set(kept["fold"].tolist()) == {0, 1}
+    np.testing.assert_allclose(said, kept["mean"][0], rtol=1e-4, atol=1e-7)  # each row by the model of its fold
     after = json.loads((tmp_path / "artifacts" / "next.json").read_text())["rows"]
     assert [row[0] for row in after] == ["GEN0", "GEN1"] and after[0][1] == "2010-10-08"  # the 200th weekday
 

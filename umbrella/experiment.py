@@ -122,5 +122,7 @@ class Experiment(NamedTuple):
     asks: tuple[str, ...] = ("x",)  # the columns of the rows that predict and scorer are given
     scorer: Scorer | None = None  # how strange rows are, for --mode=clean
     strange: float = 0.0  # the share of validation rows above its threshold
+    fold: str | None = None  # the test column that says which lane tells a row, where every lane has rows of its own
+    lanes_each: int = 1  # so many lanes in a row are one training, each of a part: folds of a walk
     kept: Mapping[str, Any] = {}  # JSON that checkpoints keep beside the arrays, such as a tokenizer
     reader: Reader | None = None  # of new rows, for --mode=predict --input=FILE

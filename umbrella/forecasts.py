@@ -188,3 +188,13 @@ def mean_interval(values: ArrayLike, *, lags: int | None = None, level: float = 
 
 def _flat(x: ArrayLike) -> F64:
     return np.asarray(x, np.float64).reshape(-1)
+
+
+def rows_a_year(when: np.ndarray) -> float:
+    """How many of these times there are in a year of 365.25 days: of weekdays, about 261.
+
+    >>> round(rows_a_year(np.arange("2020-01-06", "2030-01-07", 7, dtype="datetime64[D]")), 1)
+    52.2
+    """
+    when = np.unique(when).astype("datetime64[s]").astype(np.int64)
+    return float((len(when) - 1) / max((when[-1] - when[0]) / 86_400 / 365.25, 1e-9))

@@ -524,7 +524,19 @@ class Session:
 
     def summarised(self) -> dict[str, Any]:
         """The results so far, as in summary.json."""
-        return {name: summarise(m) for name, m in self.results.items()}
+        return {name: summarise(self._of_trainings(m)) for name, m in self.results.items()}
+
+    def _of_trainings(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """Where several lanes are one training, their mean: the spread over its parts is none over seeds."""
+        k = self.experiment.lanes_each
+
+        def of(value: Any) -> Any:
+            if k == 1 or np.ndim(value) != 1 or len(value) != len(self.seeds):
+                return value
+            each = np.asarray(value, np.float64).reshape(-1, k).mean(1)
+            return each if len(each) > 1 else float(each[0])
+
+        return {name: of(value) for name, value in metrics.items()}
 
     def review(self, ts: TrainState) -> list[Path]:
         """What the pipeline says of all seeds side by side: adds to the results, makes the artifacts, returns these."""
@@ -548,20 +560,29 @@ class Session:
         return [folder / entry["file"] for entry in artifacts.read_index(folder)]
 
     def predict(self, ts: TrainState) -> Path:
-        """Predictions for every row of the test split, as WORKDIR/artifacts/predictions.npz; by the first seed."""
+        """Predictions for every row of the test split, as WORKDIR/artifacts/predictions.npz; by the first seed, or,
+        where lanes are parts of one training, by the lane whose part a row is of."""
         ex = self.experiment
-        view = ts.eval_view() if self.lanes is None else ts.eval_view().lane(0)
         fn = jax.jit(ex.predict)
-        parts, size = [], ex.run.eval_batch_size or ex.run.batch_size
-        for start in range(0, len(ex.dataset.test), size):
-            index = np.arange(start, start + size).clip(max=len(ex.dataset.test) - 1)  # the last batch repeats a row
-            found = ex.dataset.test.__getitems__(index)
-            rows = {k: found[k] for k in ex.asks}
-            parts.append(jax.device_get(fn(view, rows, jax.random.key(EVAL_KEY))))
-        n = len(ex.dataset.test)
-        told = {k: np.concatenate([p[k] for p in parts])[:n] for k in parts[0]}
+
+        def told(view: View) -> dict[str, np.ndarray]:
+            parts, size, n = [], ex.run.eval_batch_size or ex.run.batch_size, len(ex.dataset.test)
+            for start in range(0, n, size):
+                index = np.arange(start, start + size).clip(max=n - 1)  # the last batch repeats a row
+                found = ex.dataset.test.__getitems__(index)
+                rows = {k: found[k] for k in ex.asks}
+                parts.append(jax.device_get(fn(view, rows, jax.random.key(EVAL_KEY))))
+            return {k: np.concatenate([p[k] for p in parts])[:n] for k in parts[0]}
+
+        view = ts.eval_view()
+        if ex.fold is None or self.lanes is None:
+            out = told(view if self.lanes is None else view.lane(0))
+        else:
+            lane = np.asarray(ex.dataset.test.column(ex.fold))
+            each = [told(view.lane(k)) for k in range(ex.lanes_each)]
+            out = {k: np.stack([t[k] for t in each])[lane, np.arange(len(lane))] for k in each[0]}
         path = self.workdir / "artifacts" / "predictions.npz"
-        artifacts.save_arrays(path, told)
+        artifacts.save_arrays(path, out)
         return path
 
     def read(self, ts: TrainState, path: Path) -> Path:

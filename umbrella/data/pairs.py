@@ -129,7 +129,7 @@ def _numbers(rows: int) -> Pairs:
 
 
 def _parts(found: Pairs, held_out: int | None, validation: float, split_seed: int, source: str) -> dict[str, Pairs]:
-    """By distinct source."""
+    """By distinct source, as it is written: "Go." and "Go!" are two."""
     of = by_source(found)
     keys = list(of)
     n_test = round(TEST * len(keys)) if held_out is None else held_out
@@ -177,10 +177,8 @@ def _folder(root: pathlib.Path, name: str, encoding: str) -> Dataset:
 def _dataset(name: str, source: str, key: str, parts: dict[str, Pairs]) -> Dataset:
     made = {}
     for split, pairs in parts.items():
-        columns = {
-            c: np.array([t.encode() for t in side] or [b""][:0], np.bytes_) for c, side in zip("xy", pairs, strict=True)
-        }
-        if sum(v.nbytes for v in columns.values()) > LIMIT:
+        written = {c: [t.encode() for t in side] for c, side in zip("xy", pairs, strict=True)}
+        if sum(len(v) * max(map(len, v), default=0) for v in written.values()) > LIMIT:
             raise SettingsError(f"{source}: padded to its longest text it is more than is kept in memory; split it")
-        made[split] = Arrays(columns)
+        made[split] = Arrays({c: np.array(v, np.bytes_) for c, v in written.items()})
     return Dataset(name, source, key, made["train"], made["validation"], made["test"], info("text", None))

@@ -56,7 +56,7 @@ def verdict(j: Judged) -> Text:
             "says that it wanders, not that it can be foreseen."
         )
     if "net_return" in mean:
-        hold = 252 * float(forecasts.by_day(np.expm1(on.y[:, 0]), on.day).mean())
+        hold = forecasts.rows_a_year(on.day) * float(forecasts.by_day(np.expm1(on.y[:, 0]), on.day).mean())
         lines.append(
             f"Following its sign would have earned {100 * mean['net_return']:.1f} % a year after costs of "
             f"{100 * j.cost:g} % a trade; holding all series {100 * hold:.1f} %."

@@ -55,7 +55,7 @@ def numbers(t: Told, walked: Walked, on: Tested, cost: float) -> dict[str, float
     if walked.target == "volatility":
         out["qlike"] = float(forecasts.qlike(np.exp(t.mean[:, 0]) * t.ratio, np.exp(on.y[:, 0])).mean())
     if walked.target == "return" and walked.prices and walked.horizon == 1:
-        out["net_return"] = 252 * float(earned(t, on, cost).mean())
+        out["net_return"] = forecasts.rows_a_year(on.day) * float(earned(t, on, cost).mean())
     return out
 
 

@@ -53,9 +53,10 @@ def tested(walked: Walked) -> Tested:
             known = table.z[train]
             if walked.target == "level" and walked.logs:
                 known = np.exp(known)
-            scale[here] = forecasts.naive_error(known, walked.period)
+            # Of what repeats to the last digit a season's error is zero: then by that of a step.
+            scale[here] = forecasts.naive_error(known, walked.period) or forecasts.naive_error(known, 1)
             spread[here] = walked.scales.y_sd[k, s, 0]
-    return Tested(row, fold, of, walked.rows.first[row], z, y, np.maximum(scale, 1e-12), spread)
+    return Tested(row, fold, of, walked.rows.first[row], z, y, scale, spread)
 
 
 def actual(walked: Walked, row: np.ndarray) -> tuple[F64, F64]:
@@ -115,6 +116,9 @@ def methods(walked: Walked) -> dict[str, Method]:
         }
         if walked.beside and len(walked.tables) > 1:  # HAR of the market and of the last return, too, as a network sees
             out["HAR of all features"] = lambda t, rows: naive.regression(t.features, t.z, H, rows)
+            out["regression on 5 days of features"] = lambda t, rows: naive.regression(
+                _days(t.features, 5), t.z, H, rows
+            )
         return out
     out["drift"] = lambda t, rows: naive.drift(t.z, H, rows)
     if walked.prices:
@@ -134,6 +138,12 @@ def methods(walked: Walked) -> dict[str, Method]:
             np.column_stack([naive.lagged(t.z, window), t.features[:, -walked.beside :]]), t.z, H, rows
         )
     return out
+
+
+def _days(features: F64, days: int) -> F64:
+    """f64[T, F] -> f64[T, days F]: of each row and of those before it; the first rows repeat the first."""
+    at = np.arange(len(features))[:, None] - np.arange(days)[None]
+    return features[np.maximum(at, 0)].reshape(len(features), -1)
 
 
 def smoothed(z: F64, horizon: int, rows: NDArray[np.int64]) -> F64:

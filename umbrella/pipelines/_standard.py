@@ -56,6 +56,8 @@ class Problem(NamedTuple):
     strange: float = 0.0  # the share of validation rows that --mode=clean may take for strange
     feed: Callable[[RunSettings], data.Data] | None = None  # what is trained on, where that is not rows in any order
     told: Callable[[str, int], Iterable[Batch]] | None = None  # (evaluation's split, batch size) -> its batches
+    fold: str | None = None  # the test column that says which lane tells a row
+    lanes_each: int = 1  # lanes that are one training together
     kept: Mapping[str, Any] = {}  # what checkpoints must keep beside arrays, such as a tokenizer; JSON
     reader: Callable[[Resolve], Reader] | None = None
 
@@ -167,6 +169,8 @@ def assemble(
         rolls_back=common.on_nonfinite == "rollback",
         objective=train,
         kept=p.kept,
+        fold=p.fold,
+        lanes_each=p.lanes_each,
         settings={
             **dataclasses.asdict(run),
             **dataclasses.asdict(common),

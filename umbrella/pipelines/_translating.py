@@ -135,7 +135,7 @@ def _in_parts(run: Callable[[Any], Any], x: np.ndarray) -> np.ndarray:
 
 def spelt(tokenizer: Tokenizer, tokens: Array) -> Array:
     """The texts of i32[B, T] as UTF-8, u8[B, M] and zeros behind; by the host, inside of a program."""
-    most = tokens.shape[1] * max(len(piece.encode()) for piece in tokenizer.pieces)
+    most = tokens.shape[1] * (1 + max(len(piece.encode()) for piece in tokenizer.pieces))  # words are joined by blanks
 
     def write(tokens: np.ndarray) -> np.ndarray:
         texts = [tokenizer.decode(row).encode() for row in np.asarray(tokens)]

@@ -231,7 +231,8 @@ def _windows(
                 f"config.data: no {part} row in fold {k + 1} of {len(cuts)}: a window of {window} and a horizon of "
                 f"{horizon} rows do not fit; raise data.{part if part != 'train' else 'test'} or shorten them"
             )
-    digest = hashlib.blake2b(digest_size=16)
+    _refuse_still(tables, cuts, members, found, more)
+    digest = hashlib.blake2b(repr((more["target"], more["logs"], horizon, cuts)).encode(), digest_size=16)
     for t in tables:
         digest.update(t.name.encode() + t.dates.tobytes() + t.z.tobytes() + t.features.tobytes())
     anchor = np.concatenate([t.z[found.at[found.series == k]] for k, t in enumerate(tables)]).astype(np.float32)
@@ -252,8 +253,32 @@ def _windows(
     return Dataset(name, source, digest.hexdigest(), parts["train"], parts["validation"], test, about)
 
 
+def _refuse_still(
+    tables: list[Table], cuts: tuple[Fold, ...], members: dict[str, np.ndarray], found: Any, more: dict[str, Any]
+) -> None:
+    """That every series moves in the training and the test part of every fold: errors are told by those of
+    persistence, and of what stands still these are zero."""
+    period = more["period"]
+    for k, fold in enumerate(cuts):
+        for s, t in enumerate(tables):
+            z = t.z[(t.dates >= fold.train) & (t.dates < fold.validation)]
+            if len(z) <= period:
+                raise SettingsError(
+                    f"config.data.period: {period} rows are a season, and {t.name!r} has {len(z)} training rows in "
+                    f"fold {k + 1} of {len(cuts)}; say less, or raise what is trained on"
+                )
+            at = found.at[members["test"][k] & (found.series == s)]
+            after = t.z[np.minimum(at + 1, len(t.z) - 1)] - t.z[at]
+            still = "training" if not np.abs(np.diff(z)).any() else "test"
+            if still == "training" or (len(at) and not np.abs(after).any()):
+                raise SettingsError(
+                    f"config.data: {t.name!r} does not move in the {still} part of fold {k + 1} of {len(cuts)}: there "
+                    "is nothing to forecast; leave it out"
+                )
+
+
 def _said(fold: Fold) -> str:
-    a, b, c, d = dates_of(np.array([fold.train, fold.validation, fold.test, fold.end]).astype("datetime64[D]"))
+    a, b, c, d = dates_of(np.array([fold.train, fold.validation, fold.test, fold.end]))
     return f"Trained on {a} to before {b}, validated to before {c}, tested to before {d}."
 
 

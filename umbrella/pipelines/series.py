@@ -66,10 +66,10 @@ def build(config: Mapping[str, Any]) -> Experiment:
 def problem(dataset: Dataset, log: dict[str, Any], *, model: dict, cost: NonNegative = 0.0005) -> Problem:
     """The negative log-likelihood in nats of a step ahead, in standard deviations of the training rows of its series.
 
-    On test, in the target's own units and beside rivals without a network: mase, relative_mae (over persistence's),
-    rmse, r2, direction with its interval, coverage_50 and coverage_90 of the model's intervals, pinball over levels of
-    .05 to .95, of volatility qlike; dm_p of each rival, the p of Diebold and Mariano's test; and
-    better_than_persistence, 1 where that p is below .05 and the model the better one.
+    On test, in the target's own units and beside rivals without a network: mase, relative_mae (mase over
+    persistence's), rmse, r2, direction with its interval, coverage_50 and coverage_90 of the model's intervals,
+    pinball over levels of .05 to .95, of volatility qlike; dm_p of each rival, the p of Diebold and Mariano's test;
+    and better_than_persistence, 1 where that p is below .05 and the model the better one.
 
     Args:
       cost: of a stock that is bought or sold, as a share of its price, for what following the forecasts would earn.
@@ -113,6 +113,8 @@ def problem(dataset: Dataset, log: dict[str, Any], *, model: dict, cost: NonNega
         baselines=lambda: _judged.baselines(dataset, cost),
         notes=walk.notes,
         fitting=FITTING,
+        fold="from" if len(walk.folds) > 1 else None,  # a test row is of one fold: its first is its last
+        lanes_each=len(walk.folds),
         asks=("x", "series", "z", "date", "time"),
     )
 
