@@ -84,6 +84,7 @@ LOOPS = {  # module.function -> what it is, and steps a turn
     "images.resnet20": ("ResNet-20, 32 x 32 x 3, batch 128", 10),
     "images.seeds": ("5 seeds of LeNet-5 in one program, batch 64", 50),
     "images.seeds_mlp": ("5 seeds of an MLP 784-128-10 in one program, batch 64", 200),
+    "language.gpt": ("GPT, 4 blocks of width 128, 32 x 128 characters", 20),
     "attacks.pgd": ("PGD of 40 steps, LeNet-5, 250 images", 4),
     "attacks.training": ("training against PGD of 7 steps, a CNN of 2 layers, batch 128", 20),
 }

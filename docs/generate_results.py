@@ -35,6 +35,21 @@ SHOWN = (
     "probe_accuracy",
     "frechet",
     "class_entropy",
+    "bleu",
+    "chrf",
+    "mase",
+    "relative_mae",
+    "direction",
+    "qlike",
+    "coverage_90",
+    "judged_quality",
+    "judged_coverage",
+    "self_bleu",
+    "start_judged_quality",
+    "start_judged_coverage",
+    "start_self_bleu",
+    "gain_quality",
+    "gain_coverage",
 )
 
 
@@ -65,7 +80,7 @@ def page(text: str, summaries: list[tuple[str, dict[str, Any]]]) -> str:
         before
         + MARKS[0]
         + "\n\n"
-        + "\n\n".join(section(n, g) for n, g in groups.items())
+        + "\n\n".join(tabled(n, g[0]) if "table" in g[0] else section(n, g) for n, g in groups.items())
         + "\n\n"
         + outside()
         + MARKS[1]
@@ -122,11 +137,42 @@ def section(name: str, runs: list[dict[str, Any]]) -> str:
             values = [v for r in runs for v in _values(r["metrics"][evaluation][metric])]
             if not values:
                 continue
-            rivals = "; ".join(f"{b} {v[metric]:.4g}" for b, v in first["baselines"].items() if metric in v)
+            beside = {b: v[metric] for b, v in first["baselines"].items() if v.get(metric) is not None}
+            rivals = "; ".join(f"{b} {v:.4g}" for b, v in beside.items())
             sd = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
             digits = 2 if abs(np.mean(values)) > 2 else 4
             beside = rivals if evaluation == "test" else ""
             lines.append(f"| {evaluation} | {metric} | {np.mean(values):.{digits}f}{sd} | {len(values)} | {beside} |")
+    return "\n".join(lines)
+
+
+def tabled(name: str, told: dict[str, Any]) -> str:
+    """One --mode=table: every model and rival by its metrics, over the folds."""
+    rows = told["table"]
+    others = (
+        *("f1", "false_positive_rate", "f1_at_threshold", "false_positive_rate_at_threshold", "attended_minus_random"),
+        *("loss", "seconds"),
+    )
+    shown = ["accuracy", *(m for m in others if any(m in r for r in rows.values()))]
+    over = f"mean ± sd over {told['folds']} folds" if told["folds"] > 1 else "one split"
+    versions = ", ".join(f"{k} {told['versions'][k]}" for k in ("python", "jax", "flax", "optax"))
+    lines = [
+        f"## {name}",
+        "",
+        f"    {told['command']}",
+        "",
+        f"{told['device']['kind']}; {over}; {versions}; revision {told['git']}.",
+        "",
+        f"| | {' | '.join(shown)} |",
+        "|---" * (1 + len(shown)) + "|",
+    ]
+    for row, metrics in rows.items():
+        cells = []
+        for metric in shown:
+            values = [v for v in metrics.get(metric, []) if v is not None]
+            sd = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 and metric != "seconds" else ""
+            cells.append(f"{np.mean(values):.4g}{sd}" if values else "")
+        lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -10,16 +10,16 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = {
-    0: "_report choices lock losses manifest metrics scores settings unroll",
+    0: "_report choices decoding forecasts lock losses manifest metrics naive ngrams scores settings unroll",
     1: "models",
     2: "attacks bounds objective transforms",
-    3: "gradients optim step train_state",
+    3: "gradients optim phases step train_state",
     4: (
-        "artifacts baselines blame checkpoint cleaning compare data environment evaluation experiment frechet loop "
-        "memory parallel report robustness smoothing workdir writers"
+        "artifacts baselines blame checkpoint cleaning compare data environment evaluation experiment "
+        "frechet loop memory parallel report robustness smoothing text_baselines workdir writers"
     ),
     5: "pipelines runs",
-    6: "cli diagnose verify",
+    6: "cli diagnose table verify",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 ONLY = {"attacks": {0, 2}, "models": {0, 1}, "transforms": {0, 2}}  # these import from fewer floors than all below

@@ -225,4 +225,4 @@ def test_the_rivals_are_scikit_learns(tmp_path: Path) -> None:
     """One word tells the classes apart here, so each of them is right about every test text; the majority is not."""
     told = pipelines.build(config(tmp_path)).baselines()
     assert told.pop("majority class")["accuracy"] == pytest.approx(0.5)
-    assert len(told) == 3 and all(v["accuracy"] == 1 for v in told.values())
+    assert len(told) == 6 and all(v["accuracy"] == 1 for v in told.values())

@@ -4,6 +4,8 @@ A pipeline's artifact function returns one of these values; the loop saves it un
 the files. Pictures are PNG, text is .txt, the rest is JSON in which every number is finite or null.
 """
 
+import csv
+import io
 import json
 import math
 import os
@@ -139,8 +141,6 @@ def _stem(name: str) -> str:
 
 def _png(value: Images) -> tuple[bytes, dict[str, Any]]:
     """The grid as PNG, each picture enlarged by whole numbers; gaps and missing cells are transparent."""
-    import io
-
     from PIL import Image
 
     x = np.asarray(value.images, np.float32)
@@ -202,6 +202,15 @@ def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".tmp.npz")
     np.savez(temporary, allow_pickle=False, **arrays)
     temporary.replace(path)
+
+
+def save_table(path: Path, table: Table) -> Path:
+    """Write a table as a csv file in UTF-8, whole or not at all; returns the path."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows((table.columns, *table.rows))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _replace(path, text.getvalue().encode("utf-8", "replace"))
+    return path
 
 
 def _dump(value: Any) -> bytes:

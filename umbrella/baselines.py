@@ -3,7 +3,7 @@
 import importlib
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,20 +58,12 @@ CLASSIFIERS = {
     "naive_bayes": Rival("naive Bayes", "naive_bayes.GaussianNB", dict(var_smoothing=0.1)),
     "nearest_centroid": Rival("nearest centroid", "neighbors.NearestCentroid", dict(), None, False),
 }
-# Of words and pairs of words; a row of tf-idf has length 1. The sets are small, so nothing is left out.
-TEXT_CLASSIFIERS = {
-    "majority": CLASSIFIERS["majority"],
-    # Whether a word is there, not how often: better on short texts (Wang and Manning 2012).
-    "naive_bayes": Rival("naive Bayes, words and pairs", "naive_bayes.MultinomialNB", dict()),
-    "logistic": Rival("logistic regression on tf-idf", "linear_model.LogisticRegression", dict(C=10.0, max_iter=200)),
-    "linear_svm": Rival("linear SVM on tf-idf", "svm.LinearSVC", dict(dual="auto", random_state=0), None, False),
-}
 USUAL = ("majority", "knn", "logistic")  # what config.baselines=True means
 
 
 def chosen(
     baselines: bool | tuple[str, ...],
-    among: Mapping[str, Rival] = CLASSIFIERS,
+    among: Mapping[str, Any] = CLASSIFIERS,
     usual: tuple[str, ...] = USUAL,
 ) -> tuple[str, ...]:
     """The names that config.baselines stands for: True is the usual ones.
@@ -141,33 +133,6 @@ def classification(train: Columns, test: Columns, scale: float, names: tuple[str
         out[_noted(rival.words, notes)] = _scores(fitted, rival, x_test, y_test) | {
             "seconds": time.perf_counter() - began
         }
-    return out
-
-
-def text_classification(
-    train: tuple[Sequence[str], np.ndarray], test: tuple[Sequence[str], np.ndarray], names: tuple[str, ...]
-) -> Told:
-    """The rivals of these names on words and pairs of words: as `classification` says.
-
-    Args:
-      train, test: texts, labels i32[N].
-      names: of TEXT_CLASSIFIERS.
-    """
-    from sklearn.feature_extraction import text
-
-    # Words of one letter and signs count, too; scikit-learn itself leaves them out.
-    how: dict[str, Any] = {"ngram_range": (1, 2), "token_pattern": r"(?u)\w+|[^\w\s]", "dtype": np.float32}
-    counter = text.CountVectorizer(binary=True, **how)
-    there = counter.fit_transform(train[0]), counter.transform(test[0])
-    weigh = text.TfidfTransformer(sublinear_tf=True)
-    weighed = weigh.fit_transform(there[0]), weigh.transform(there[1])
-    out = {}
-    for name in names:
-        rival, began = TEXT_CLASSIFIERS[name], time.perf_counter()
-        x, x_test = there if name == "naive_bayes" else weighed
-        fitted, converged = _fit(rival, x, train[1])
-        took = {"seconds": time.perf_counter() - began}
-        out[_noted(rival.words, ["not converged"] * (not converged))] = _scores(fitted, rival, x_test, test[1]) | took
     return out
 
 

@@ -20,9 +20,9 @@ from absl import flags
 from umbrella import settings
 from umbrella.settings import SettingsError
 
-MODES = ("train", "evaluate", "sample", "predict", "clean", "compare", "diagnose")
+MODES = ("train", "evaluate", "sample", "predict", "clean", "compare", "diagnose", "table")
 USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
-[--init_from=RUN] [--verify_resume]
+[--init_from=RUN] [--input=FILE] [--verify_resume]
        python launch.py --mode=compare RUN_A RUN_B
 
   --config=configs/vae.py:mnist     the config, and which of its variants
@@ -31,10 +31,14 @@ USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE .
   --workdir=runs/try                where the run lives; a run of the same config that is there is resumed
                                     (train_for and the cadences may change, so a run can be extended)
   --mode=train                      train | evaluate | sample | predict; the last three need the workdir of a run
+  --input=new.txt                   with --mode=predict: labels the lines of this file instead of the test rows, and
+                                    says why
   --mode=clean                      scores every row of the set by how strange the model finds it, and writes which rows
                                     to keep and which are flagged; needs the workdir of a run
   --mode=diagnose                   trains on growing shares of the training rows, with several seeds, and says what
                                     would help: more data, a larger model, an ensemble; test is not looked at
+  --mode=table                      trains the config and what config.compared changes in it, on every fold of
+                                    config.data.folds, and writes one table of them and the classical rivals
   --mode=compare                    says of two finished runs whether one is better than the other; needs no config
   --init_from=runs/other            start from the parameters of another run
   --verify_resume                   trains a little, kills itself with kill -9, resumes, and says whether the result is
@@ -54,6 +58,7 @@ class Given(NamedTuple):
     workdir: str
     mode: str
     init_from: str
+    input: str
     verify_resume: bool
     help: bool
 
@@ -84,12 +89,18 @@ def _main(argv: Sequence[str]) -> int:
     config = load_config(given.config, overrides)
     if given.mode not in MODES:
         raise SettingsError(f"--mode: no mode {given.mode!r}{settings.near(given.mode, MODES)}")
+    if given.input and given.mode != "predict":
+        raise SettingsError(f"--input={given.input}: is what --mode=predict labels; the mode is {given.mode!r}")
     if given.mode == "diagnose":
         return _diagnose(given, config)
+    if given.mode == "table":
+        return _all_in_one(given, config, "python " + " ".join(_quoted(a) for a in argv))
     if given.mode != "train" and not given.workdir:
         raise SettingsError(f"--mode={given.mode} needs --workdir, the folder of a run that was trained")
     if given.mode != "train" and not (Path(given.workdir) / "checkpoints").is_dir():
         raise SettingsError(f"--workdir={given.workdir}: no run there to {given.mode}; train one first")
+    if given.input and not Path(given.input).is_file():
+        raise SettingsError(f"--input={given.input}: no such file")
     if given.verify_resume:
         return _verify(given, config)
     return _run(given, config, "python " + " ".join(_quoted(a) for a in argv))
@@ -108,7 +119,7 @@ def _run(given: Given, config: dict[str, Any], command: str) -> int:
         how: dict[str, Any] = {"init_from": given.init_from or None, "name": name, "command": command}
         with _termination(), _quiet(), Session(config, given.workdir or None, **how) as session:
             if given.mode != "train":
-                return _later(given.mode, session)
+                return _later(given, session)
             result = session.train()
     except CheckpointError as error:
         return _fail(str(error), 3)
@@ -185,13 +196,26 @@ def _diagnose(given: Given, config: dict[str, Any]) -> int:
     return 0
 
 
+def _all_in_one(given: Given, config: dict[str, Any], command: str) -> int:
+    from umbrella import environment, table
+
+    environment.use_compilation_cache()
+    name = _name(given.config)
+    work = given.workdir or f"runs/{name}-table"
+    made = table.table(config, work, name=name, command=command, say=lambda line: print(line, flush=True))
+    print(made.words)
+    print(f"report: {made.workdir / 'report.html'}")
+    return 0
+
+
 def _name(spec: str) -> str:
     """ "configs/vae.py:mnist" -> "vae-mnist"."""
     return Path(spec.split(":")[0]).stem + (f"-{v}" if (v := spec.partition(":")[2]) else "")
 
 
-def _later(mode: str, session: Any) -> int:
+def _later(given: Given, session: Any) -> int:
     """The modes that need a trained run."""
+    mode = given.mode
     ts, step = session.start(session.place.replicated(session.experiment.train_data.resident))
     if not step:
         raise SettingsError(f"--workdir={session.workdir}: no checkpoint there yet; train first")
@@ -208,6 +232,8 @@ def _later(mode: str, session: Any) -> int:
         made = session.clean(ts)
         session.amend()
         print("\n".join((*map(str, made.files), made.words)))
+    elif given.input:
+        print(session.read(ts, Path(given.input)))
     else:
         print(session.predict(ts))
     return 0
@@ -236,6 +262,7 @@ def split(argv: Sequence[str]) -> tuple[Given, list[tuple[str, str]]]:
     flags.DEFINE_string("workdir", "", "where the run lives", flag_values=values)
     flags.DEFINE_string("mode", "train", " | ".join(MODES), flag_values=values)
     flags.DEFINE_string("init_from", "", "the workdir of a run whose parameters to start from", flag_values=values)
+    flags.DEFINE_string("input", "", "with --mode=predict: a file of texts, one a line", flag_values=values)
     flags.DEFINE_boolean("verify_resume", False, "checks that a resume is exact", flag_values=values)
     flags.DEFINE_boolean("help", False, "this text", short_name="h", flag_values=values)
     try:

@@ -1,9 +1,10 @@
 """What a pipeline hands to the loop. Floor 4."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from umbrella.artifacts import Table
 from umbrella.data import Data, Dataset
 from umbrella.objective import Array, Batch, Init, Objective, PyTree, View
 from umbrella.settings import Cadence, Count, Length, Natural, SettingsError, duration
@@ -96,6 +97,9 @@ class Review(NamedTuple):
 Scorer = Callable[[View], Callable[[Mapping[str, Any]], Any]]  # view -> rows of `asks` -> f64[B], higher is stranger
 
 
+Reader = Callable[[View, Sequence[str]], Table]  # view -> lines of a file of the user's -> what is said of each
+
+
 class Experiment(NamedTuple):
     """All that a run is made of, as values. See `umbrella.runs` for what is done with it."""
 
@@ -118,3 +122,5 @@ class Experiment(NamedTuple):
     asks: tuple[str, ...] = ("x",)  # the columns of the rows that predict and scorer are given
     scorer: Scorer | None = None  # how strange rows are, for --mode=clean
     strange: float = 0.0  # the share of validation rows above its threshold
+    kept: Mapping[str, Any] = {}  # JSON that checkpoints keep beside the arrays, such as a tokenizer
+    reader: Reader | None = None  # of new rows, for --mode=predict --input=FILE

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from umbrella.metrics import Mean
 from umbrella.objective import PyTree
 from umbrella.step import Program
 from umbrella.train_state import TrainState
@@ -226,17 +227,22 @@ class Window(NamedTuple):
         return jnp.concatenate([x.astype(jnp.float32).reshape((*lead, -1)) for x in jax.tree.leaves(told)], axis=-1)
 
     def compute(self, sums: Any) -> dict[str, Any]:
-        """name -> value, or [K] values with lanes; read from the device here."""
+        """name -> value, or [K] values with lanes; read from the device here. Means of a phase of training that was
+        not on (`umbrella.phases.during`) are left out; those that were undone as not finite are NaN."""
         flat = np.asarray(jax.device_get(sums), np.float64)
-        if self.lanes is None:
-            return self._states(flat)
-        each = [self._states(row) for row in flat]
-        return {name: np.asarray([values[name] for values in each]) for name in each[0]}
+        each = [self._states(row) for row in (flat[None] if self.lanes is None else flat)]
+        undone = any("skipped" in states and states["skipped"].total > 0 for states in each)
+        told = {}
+        for name in each[0]:
+            if undone or not all(isinstance(s[name], Mean) and s[name].count == 0 for s in each):
+                told[name] = [s[name].compute() for s in each]
+        return {name: v[0] if self.lanes is None else np.asarray(v) for name, v in told.items()}
 
     def _states(self, flat: np.ndarray) -> dict[str, Any]:
         ends = np.cumsum([math.prod(s) for s in self.shapes])[:-1]
         leaves = [part.reshape(s) for part, s in zip(np.split(flat, ends), self.shapes, strict=True)]
-        return {name: state.compute() for name, state in jax.tree.unflatten(self.treedef, leaves).items()}
+        states: dict[str, Any] = jax.tree.unflatten(self.treedef, leaves)
+        return states
 
 
 def compile_step(run: Program, window: Window, *, jit: Callable[..., Any] = jax.jit) -> Compiled:

@@ -156,6 +156,32 @@ def gaussian(mean: Array, log_sd: Array, y: Array) -> Array:
     return _rows(0.5 * (jnp.square((y - mean) * jnp.exp(-log_sd)) + LOG_2PI) + log_sd)
 
 
+def forecast(outputs: Mapping[str, Array], y: Array) -> Array:
+    """-log p(y) in nats of a forecast, the mean over the steps ahead: of a density, so it may be negative.
+
+    Normal, or Student's t with that location and scale when the outputs hold "df".
+
+    Args:
+      outputs: "mean" and "scale" f32[B, H], scale > 0; "df" f32[B, H], > 0.
+      y: f32[B, H].
+
+    Returns:
+      f32[B].
+
+    Raises (while tracing):
+      ValueError: the shapes are not equal. Nothing is broadcast.
+    """
+    mean, scale = outputs["mean"], outputs["scale"]
+    if not mean.shape == scale.shape == y.shape:
+        raise ValueError(f"means {mean.shape} and scales {scale.shape} for values {y.shape}: they must be equal")
+    squared = jnp.square((y - mean) / scale)
+    if "df" not in outputs:
+        return jnp.mean(0.5 * (squared + LOG_2PI) + jnp.log(scale), -1)
+    df = outputs["df"]
+    constant = jax.lax.lgamma(0.5 * (df + 1)) - jax.lax.lgamma(0.5 * df) - 0.5 * jnp.log(jnp.pi * df)
+    return jnp.mean(0.5 * (df + 1) * jnp.log1p(squared / df) + jnp.log(scale) - constant, -1)
+
+
 def gaussian_kl(
     mean: Array, log_var: Array, prior_mean: Array | None = None, prior_log_var: Array | None = None
 ) -> Array:

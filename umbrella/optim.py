@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from umbrella import settings
 from umbrella.choices import one_of
@@ -45,10 +46,49 @@ def lion(*, b1: Fraction = 0.9, b2: Fraction = 0.99) -> optax.GradientTransforma
     return optax.scale_by_lion(b1=b1, b2=b2)
 
 
+def muon(
+    *,
+    momentum: Fraction = 0.95,
+    rms: Positive = 0.2,
+    b1: Fraction = 0.9,
+    b2: Fraction = 0.999,
+    epsilon: Positive = 1e-8,
+) -> optax.GradientTransformation:
+    """Momentum made orthogonal for the matrices of dense layers inside of a network, Adam for all else: vectors,
+    embeddings, heads, convolutions, and what a recurrent layer multiplies its state with.
+
+    An orthogonal update of a matrix of m by n is scaled by rms sqrt(max(m, n)), so that its numbers are as large as
+    Adam's usually are, and one learning rate is right for both.
+
+    Args:
+      momentum: of matrices, with Nesterov's step.
+      rms: root mean square of an update of a matrix, before the learning rate.
+      b1, b2, epsilon: of Adam.
+
+    Source: Jordan et al. 2024 (Muon); Liu et al. 2025, section 2.2, for the scale.
+    """
+
+    def scaled(updates: PyTree) -> PyTree:
+        return jax.tree.map(lambda u: u * (rms * max(u.shape) ** 0.5), updates)
+
+    def kind(path: Any, leaf: Any) -> str:
+        names = [str(getattr(k, "key", k)) for k in path]
+        return "matrix" if leaf.ndim == 2 and names[-1] == "kernel" and "head" not in names else "other"
+
+    plain = optax.contrib.MuonDimensionNumbers()
+    rule = optax.contrib.scale_by_muon(
+        beta=momentum, weight_dimension_numbers=lambda params: jax.tree.map(lambda _: plain, params)
+    )
+    matrix = optax.chain(rule, optax.stateless(lambda u, _: scaled(u)))
+    rules = {"matrix": matrix, "other": optax.scale_by_adam(b1=b1, b2=b2, eps=epsilon)}
+    return optax.partition(rules, lambda params: jax.tree_util.tree_map_with_path(kind, params))
+
+
 TABLE: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": adam,
     "adamw": adam,
     "lion": lion,
+    "muon": muon,
     "rmsprop": rmsprop,
     "sgd": sgd,
 }

@@ -116,7 +116,7 @@ def _contents(workdir: Path) -> dict[str, Any]:
         "dataset": str(data.get("name") or ""),
         "status": label,
         "tone": tone,
-        "verdict": _verdict(summary, tracks, rows, reading),
+        "verdict": _verdict(summary, tracks, rows, reading, _own(workdir)),
         "facts": _facts(summary),
         "rivals": rivals,
         "rows": rows,
@@ -148,8 +148,21 @@ def _contents(workdir: Path) -> dict[str, Any]:
     }
 
 
-def _verdict(summary: Mapping[str, Any], tracks: Tracks, rows: list[Any], reading: Reading | None) -> str:
-    """The run in one sentence: how it ended, its first result against the baselines, what the curves say."""
+def _own(workdir: Path) -> str:
+    """The first sentence of the artifact "verdict", where the pipeline has tested its result itself; else nothing."""
+    try:
+        told = (workdir / "artifacts" / "verdict.txt").read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    first = told.partition("\n")[0].strip().rstrip(".")
+    return first[:1].lower() + first[1:]
+
+
+def _verdict(
+    summary: Mapping[str, Any], tracks: Tracks, rows: list[Any], reading: Reading | None, own: str = ""
+) -> str:
+    """The run in one sentence: how it ended, its first result against the baselines (or what the pipeline says of it,
+    `own`), what the curves say."""
     steps = [float(s[-1]) for splits in tracks.values() for s, _ in splits.values() if len(s)]
     step = num(summary.get("step")) if "step" in summary else num(max(steps)) if steps else "0"
     ended = {
@@ -160,7 +173,10 @@ def _verdict(summary: Mapping[str, Any], tracks: Tracks, rows: list[Any], readin
     clauses = [ended]
     best = headline(rows) if rows else None
     if best:
-        clauses.append(f"{best.evaluation} {best.metric} is {best.text}{_against([r.mark for r in best.rivals])}")
+        against = "" if own else _against([r.mark for r in best.rivals])
+        clauses.append(f"{best.evaluation} {best.metric} is {best.text}{against}")
+    if own:
+        clauses.append(own)
     if reading and _PHRASE[reading.verdict] and summary.get("status") != "diverged":
         clauses.append(_PHRASE[reading.verdict])
     return "; ".join([*clauses, *_mishaps(summary)]) + "."

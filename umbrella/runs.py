@@ -21,8 +21,9 @@ from absl import logging
 from umbrella import artifacts, cleaning, environment, parallel, pipelines, report
 from umbrella._report.text import direction
 from umbrella.blame import first_bad_leaf
-from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, restore_params, saved_paths
+from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, read_meta, restore_params, saved_paths
 from umbrella.data import overlap
+from umbrella.data.texts import read_text
 from umbrella.evaluation import evaluate
 from umbrella.experiment import Experiment
 from umbrella.loop import Cadence, Compiled, Diverged, Feed, Hooks, Outcome, Window, compile_step, fit, steps_per_call
@@ -240,6 +241,7 @@ class Session:
             raise SettingsError(f"--workdir={self.workdir}: its checkpoint is of another program: {error}") from None
         if found is not None:
             ts, meta = self.place.state(found[0]), found[1]
+            self._check_kept(meta.get("kept", {}))
             self.rollbacks = self.rollbacks or list(meta.get("rollbacks", []))
             if self._patience and meta.get("best"):
                 self._best = (float(meta["best"][0]), int(meta["best"][1]))
@@ -263,6 +265,27 @@ class Session:
         else:
             self._say(f"Starting {self.workdir} from scratch.", say)
         return self.place.state(ts), 0
+
+    def _check_kept(self, kept: Mapping[str, Any]) -> None:
+        """That what the checkpoint keeps beside arrays is what is used now: numbers mean no words without it."""
+        now = json.loads(json.dumps(self.experiment.kept))
+        if lost := sorted(k for k in {*now, *kept} if now.get(k) != kept.get(k)):
+            raise SettingsError(
+                f"--workdir={self.workdir}: its checkpoint was made with another {lost[0]}, so the data have changed; "
+                "use another workdir"
+            )
+
+    def _check_taken(self, other: Path) -> None:
+        """That embeddings that are taken over are of the same words."""
+        kept = (read_meta(other / "checkpoints") or {}).get("kept", {})
+        now = json.loads(json.dumps(self.experiment.kept))
+        if any("embedding" in path for path in self.experiment.run.fresh):
+            return
+        if lost := sorted(k for k in {*now} & {*kept} if now[k] != kept[k]):
+            raise SettingsError(
+                f"--init_from={other}: its {lost[0]} is another, so its embeddings are of other words; take it over by "
+                "config.tokenizer, or leave config.fresh=model/embedding and the head out of what is taken"
+            )
 
     def _create(self, resident: Any) -> TrainState:
         ex = self.experiment
@@ -288,6 +311,7 @@ class Session:
             found, _ = restore_params(
                 other / "checkpoints", View(ts.params, ts.state), fresh=[*added, *self._fresh(ts)]
             )
+            self._check_taken(other)
             if added:
                 self._say(f"Not in {other}, so made anew: {', '.join(added)}.")
         except Mismatch as error:
@@ -440,6 +464,7 @@ class Session:
             "rollbacks": self.rollbacks,
             "validation": self.summarised().get("validation") if self._validated == step else None,
             "best": self._best,
+            "kept": self.experiment.kept,
         }
         before = self.meter.seconds
         self.checkpoints.save(step, ts, meta)
@@ -539,6 +564,26 @@ class Session:
         artifacts.save_arrays(path, told)
         return path
 
+    def read(self, ts: TrainState, path: Path) -> Path:
+        """What the first seed says of every line of a file of the user's that is not blank, as
+        WORKDIR/artifacts/answers.csv."""
+        ex = self.experiment
+        if ex.reader is None:
+            raise SettingsError(
+                f"--input: the pipeline {ex.settings['pipeline']!r} reads no lines of text; leave it out to predict "
+                "the rows of the test split"
+            )
+        self._check_data("--mode=predict")
+        encoding = ex.settings["data"].get("encoding") or "utf-8"
+        try:
+            lines = [line.strip() for line in read_text(path, encoding).split("\n")]  # as training texts are read
+        except SettingsError as error:
+            raise SettingsError(f"--input={error}") from None
+        if not (lines := [line for line in lines if line]):
+            raise SettingsError(f"--input={path}: no text in it; wanted one a line")
+        told = ex.reader(ts.eval_view() if self.lanes is None else ts.eval_view().lane(0), lines)
+        return artifacts.save_table(self.workdir / "artifacts" / "answers.csv", told)
+
     def clean(self, ts: TrainState) -> cleaning.Cleaned:
         """Every row of the set scored by the first seed, and told apart: see `umbrella.cleaning`."""
         ex = self.experiment
@@ -547,11 +592,7 @@ class Session:
                 f"--mode=clean: the pipeline {ex.settings['pipeline']!r} does not say how strange a row is; "
                 "train configs/vae.py on the set"
             )
-        if self._summary()["data"]["fingerprint"] != ex.dataset.fingerprint:
-            raise SettingsError(
-                f"--mode=clean: {ex.dataset.name} is not what it was when this run was trained on it; train on it in "
-                "another workdir"
-            )
+        self._check_data("--mode=clean")
         score = ex.scorer(ts.eval_view() if self.lanes is None else ts.eval_view().lane(0))
         size = ex.run.eval_batch_size or ex.run.batch_size
         folder = self.workdir / "artifacts"
@@ -560,6 +601,15 @@ class Session:
         )
         artifacts.save(folder, "cleaning", made.table)
         return made
+
+    def _check_data(self, mode: str) -> None:
+        """Raises SettingsError where the set is another than the one that was trained on."""
+        data = self.experiment.dataset
+        if self._summary()["data"]["fingerprint"] != data.fingerprint:
+            raise SettingsError(
+                f"{mode}: {data.name} is not what it was when this run was trained on it; train on it in another "
+                "workdir"
+            )
 
     def _finish(
         self,

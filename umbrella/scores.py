@@ -193,6 +193,35 @@ def temperature(logits: ArrayLike, y: ArrayLike) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(-edge, edge), method="bounded", options={"xatol": 1e-8}).x))
 
 
+def platt(score: ArrayLike, y: ArrayLike) -> tuple[float, float]:
+    """(a > 0, b) for which sigmoid(a score + b) fits best as the probability of y = 1 (Platt 1999, section 2.2).
+
+    Fit it on rows that neither trained nor test the model. The aims are not 0 and 1 but 1 / (N- + 2) and
+    (N+ + 1) / (N+ + 2), so there is a best a even where every row is right. a is looked for between 1/100 and 100.
+
+    Args:
+      score, y: f[N], such as log odds, and {0, 1}[N].
+
+    >>> a, b = platt([-2.0, -1.0, 1.0, 2.0], [0, 0, 1, 1])
+    >>> round(a, 3), abs(b) < 1e-6
+    (0.674, True)
+    """
+    from scipy.optimize import minimize
+    from scipy.special import expit
+
+    s, label = np.asarray(score, np.float64), np.asarray(y)
+    positive = np.sum(label == 1)
+    aim = np.where(label == 1, (positive + 1) / (positive + 2), 1 / (len(s) - positive + 2))
+
+    def loss(at: F64) -> tuple[float, F64]:
+        z = at[0] * s + at[1]
+        slope = expit(z) - aim
+        return _mean(np.logaddexp(0, z) - aim * z), np.array([_mean(slope * s), _mean(slope)])
+
+    found = minimize(loss, np.array([1.0, 0.0]), jac=True, bounds=[(0.01, 100.0), (None, None)], tol=1e-12)
+    return float(found.x[0]), float(found.x[1])
+
+
 # ----------------------------------------------------------------------------------------------------------- thresholds
 class Choice(NamedTuple):
     """A threshold, and what it gives on the rows that it was chosen on."""

@@ -26,6 +26,7 @@ EXTENSIBLE = (  # what may change when a run is continued: how long, how often, 
     "baselines",
     "evals",
     "clean",
+    "sample",
 )
 
 

@@ -207,6 +207,10 @@ EXTREMES: dict[str, Callable[[jax.Array], jax.Array]] = {
     "bernoulli": lambda x: losses.bernoulli(x, ZERO_ONE),
     "discretized_logistic": lambda x: losses.discretized_logistic(jax.nn.sigmoid(x), f32([-7.0, -3.0, 2.0]), ZERO_ONE),
     "gaussian": lambda x: losses.gaussian(x, f32([-7.0, -3.0, 2.0]), ZERO_ONE),
+    "forecast": lambda x: losses.forecast({"mean": x, "scale": 1e-3 + jax.nn.softplus(x)}, ZERO_ONE),
+    "forecast_student": lambda x: losses.forecast(
+        {"mean": x, "scale": 1e-3 + jax.nn.softplus(x), "df": 2 + jax.nn.softplus(-x)}, ZERO_ONE
+    ),
     "gaussian_kl": lambda x: losses.gaussian_kl(x, jnp.full_like(x, -1e4)),
     "gaussian_kl_of_each": lambda x: losses.gaussian_kl_of_each(x, -x / 1e3, -x, x / 1e3).sum(-1),
     "kl_of_each": lambda x: losses.kl_of_each({"mean": x, "log_var": jnp.full_like(x, -1e4)}).sum(-1),

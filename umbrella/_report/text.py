@@ -14,7 +14,7 @@ LOWER = frozenset(
 HIGHER = frozenset(
     {
         "accuracy", "acc", "auc", "auroc", "auprc", "f1", "precision", "recall", "ndcg", "mrr", "hit", "hits", "r2",
-        "bleu", "rouge", "psnr", "ssim", "iou", "dice", "kappa", "mcc", "likelihood", "correlation", "purity",
+        "bleu", "chrf", "rouge", "psnr", "ssim", "iou", "dice", "kappa", "mcc", "likelihood", "correlation", "purity",
     }
 )  # fmt: skip
 
@@ -24,10 +24,14 @@ def direction(metric: str) -> int:
 
     `elbo` is the negative bound, a loss, as everywhere in this project; `negative` or `neg` turns a direction around.
 
-    >>> direction("top1_error"), direction("robust/accuracy"), direction("neg_likelihood"), direction("kl")
+    What samples are beside each other ("self_bleu") is no merit and no fault.
+
+    >>> direction("top1_error"), direction("robust/accuracy"), direction("neg_likelihood"), direction("self_bleu")
     (-1, 1, -1, 0)
     """
     found = 0
+    if re.search(r"(^|[^a-z])self([^a-z]|$)", metric.lower()):
+        return 0
     for word in re.split(r"[^a-z0-9]+", metric.lower()):
         found = -1 if word in LOWER else 1 if word in HIGHER else found
     if found == 1 and re.search(r"(^|[^a-z])neg(ative)?([^a-z]|$)", metric.lower()):

@@ -1,7 +1,7 @@
 """load: a data set by name or path. Floor 4."""
 
 import pathlib
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
@@ -27,13 +27,17 @@ def load(
     encoding: Text | None = None,
     rows: Count | None = None,
     per_class: Count | None = None,
+    folds: Count | None = None,
+    fold: Natural = 0,
+    tested_on: Literal["test", "validation"] = "test",
 ) -> Dataset:
     """A data set, ready to be batched.
 
     Args:
       name: a set that comes with scikit-learn (digits, iris, wine, breast_cancer, diabetes), or with several packages
-        (docstrings); a .csv, .npz or .tsv file, a folder of class folders of images or one of a file of texts for each
-        class; or a set that TensorFlow Datasets prepared ("mnist", "glue/sst2", "mnist:3.0.1").
+        (docstrings, or docstrings/scikit-learn for one of them against the others); a .csv, .npz or .tsv file, a folder
+        of class folders of images or one of a file of texts for each class; or a set that TensorFlow Datasets prepared
+        ("mnist", "glue/sst2", "mnist:3.0.1").
       path: where it lies: the file or folder, or TFDS's data_dir ($TFDS_DATA_DIR, then ~/tensorflow_datasets).
       validation: the share of train to hold out, in [0, 1), when the set has no official validation split.
       split_seed: chooses those rows. The 20 % test split of a set without an official one does not depend on it.
@@ -46,6 +50,10 @@ def load(
       rows: train on so many of the training rows, every class with its share, chosen by split_seed; on all when there
         are no more. Validation and test are what they are without it.
       per_class: train on so many rows of every class, chosen by split_seed; for learning from a few.
+      folds: cut a set without an official test split into so many parts, the same ones every time; `fold` is tested on.
+      fold: which of them, counted from 0.
+      tested_on: "validation" makes the official validation split the test split, where the labels of the official one
+        are withheld; validation is then carved from train.
       size: resize images to size x size: those of a folder and of TensorFlow Datasets; refused for anything else.
 
     Raises:
@@ -62,9 +70,16 @@ def load(
         raise SettingsError(f"rows={rows} and per_class={per_class}: which of the two?")
     if not labelled and target is not None:
         raise SettingsError(f"target={target!r} and labelled=False: which of the two?")
+    if fold and fold >= (folds or 1):
+        raise SettingsError(f"fold={fold}: must be below folds={folds}; they are counted from 0")
+    if folds == 1:
+        raise SettingsError("folds=1: would leave nothing to train on; use 2 or more")
     how: dict[str, Any] = {"in_memory": in_memory, "cache": cache, "target": target, "size": size}
     found = _find(name, path, **how, labelled=None if labelled else False, encoding=encoding)
-    train, held, test = carve(found, validation=validation, split_seed=split_seed)
+    if tested_on == "validation":
+        found = _tested_on_validation(found)
+    cut = None if folds is None else (fold, folds)
+    train, held, test = carve(found, validation=validation, split_seed=split_seed, fold=cut)
     if rows is not None and rows < len(train):
         labels = train.column("y") if found.info["classes"] and len(train) < PLAIN else None
         train = take(train, held_out(labels, len(train), rows / len(train), (split_seed, 5), least=1))
@@ -75,6 +90,15 @@ def load(
     if path is not None and not prepared.is_prepared(name, pathlib.Path(path).expanduser()):
         name = path  # the file or folder itself: what a config has for a name says nothing of it
     return Dataset(name, found.source, found.fingerprint, train, held, test, found.info)
+
+
+def _tested_on_validation(found: Found) -> Found:
+    """With the official validation split in the place of the test split."""
+    if "validation" not in found.splits or "validation" in found.info["hidden"]:
+        raise SettingsError(f"tested_on='validation': {found.source} has no official validation split with labels")
+    splits = {"train": found.splits["train"], "test": found.splits["validation"]}
+    hidden = tuple(s for s in found.info["hidden"] if s != "test")
+    return found._replace(splits=splits, info={**found.info, "hidden": hidden})
 
 
 def _of_each(y: np.ndarray, count: int, seed: int, found: Found) -> np.ndarray:
@@ -114,7 +138,7 @@ def _find(
         return bundled.read(name)
     if name in texts.NAMES and path is None:
         _refuse(name, "are texts", **of_files, in_memory=in_memory)
-        return texts.docstrings(cache=cache)
+        return texts.docstrings(cache=cache, against=name.partition("/")[2] or None)
     place = pathlib.Path(path if path is not None else name).expanduser()
     suffix = place.suffix.lower()
     if suffix in (".csv", ".npz", *texts.TABLES):

@@ -12,11 +12,12 @@ import numpy as np
 
 from umbrella.data import cache as caching
 from umbrella.data.files import fingerprint
-from umbrella.data.sources import LIMIT, Arrays, Found, info
+from umbrella.data.sources import LIMIT, Arrays, Found, Source, info
 from umbrella.settings import SettingsError
 
-NAMES = ("docstrings",)
 PACKAGES = {"numpy": "numpy", "scipy": "scipy", "scikit-learn": "sklearn"}  # distribution -> package
+NAMES = ("docstrings", *(f"docstrings/{name}" for name in PACKAGES))
+OTHERS = "others"
 TABLES = (".tsv", ".tab")
 LONGEST = 400  # characters of a docstring's sentence
 
@@ -75,11 +76,14 @@ def read_folder(root: pathlib.Path, *, encoding: str) -> Found:
     return _found(f"texts in {root}", fingerprint(root, files), texts, labels, str(root))
 
 
-def docstrings(*, cache: bool) -> Found:
+def docstrings(*, cache: bool, against: str | None = None) -> Found:
     """What a function or class of NumPy, SciPy and scikit-learn says of itself in its first paragraph; which of the
     three it is of is the class. Real sentences without a network; they change with the versions installed.
 
     Without the packages' tests, and every sentence once: of four words and more.
+
+    Args:
+      against: one of PACKAGES, whose class is then told from that of all others together.
     """
     versions = [f"{name}-{importlib.metadata.version(name)}" for name in PACKAGES]
 
@@ -97,10 +101,47 @@ def docstrings(*, cache: bool) -> Found:
 
     splits, about = caching.keep("docstrings-" + "-".join(versions), make, disk=cache)
     digest = hashlib.blake2b(splits["train"].column("x").tobytes(), digest_size=16).hexdigest()
-    return Found(f"docstrings of {', '.join(versions)}", digest, dict(splits), about)
+    found = Found(f"docstrings of {', '.join(versions)}", digest, dict(splits), about)
+    return found if against is None else _against(found, against)
+
+
+def read_text(path: pathlib.Path, encoding: str) -> str:
+    """A whole file, without the mark that some begin with.
+
+    Raises:
+      SettingsError: it cannot be read, is not in that encoding or is no text; no such encoding.
+    """
+    try:
+        content = path.read_bytes()
+        wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32"))
+        if b"\0" in content and not wide:
+            utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+            hint = "it begins as encoding='utf-16' does" if utf16 else "this is no text"
+            raise SettingsError(f"{path}: byte {content.index(0):,} is zero; {hint}")
+        return content.decode(encoding).removeprefix("\ufeff")
+    except LookupError:
+        raise SettingsError(
+            f"encoding={encoding!r}: no such encoding; utf-8, latin-1 and windows-1252 are some"
+        ) from None
+    except UnicodeDecodeError as e:
+        raise SettingsError(
+            f"{path}: byte {e.start:,} is not {encoding} text; name what it is, such as encoding='windows-1252'"
+        ) from None
+    except OSError as e:
+        raise SettingsError(f"{path}: cannot be read ({e.strerror})") from None
 
 
 # -------------------------------------------------------------------------------------------------------------- helpers
+def _against(found: Found, name: str) -> Found:
+    """One class against all others."""
+    names = (OTHERS, name)  # not in the order of the alphabet: the class 1 is the one that is looked for
+    train = found.splits["train"]
+    y = (train.column("y") == found.info["class_names"].index(name)).astype(np.int32)
+    splits: dict[str, Source] = {"train": Arrays({"x": train.column("x"), "y": y})}
+    about = {**found.info, "classes": 2, "class_names": names}
+    return found._replace(fingerprint=f"{found.fingerprint}-{name}", splits=splits, info=about)
+
+
 def _said_by(package: str) -> list[str]:
     spec = importlib.util.find_spec(package)
     assert spec is not None and spec.submodule_search_locations
@@ -120,24 +161,7 @@ def _files(root: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _lines(path: pathlib.Path, encoding: str) -> list[str]:
-    try:
-        content = path.read_bytes()
-        wide = encoding.lower().replace("_", "-").startswith(("utf-16", "utf-32"))
-        if b"\0" in content and not wide:
-            utf16 = content[:2] in (b"\xff\xfe", b"\xfe\xff")
-            hint = "it begins as encoding='utf-16' does" if utf16 else "this is no text"
-            raise SettingsError(f"{path}: byte {content.index(0):,} is zero; {hint}")
-        return content.decode(encoding).removeprefix("\ufeff").split("\n")
-    except LookupError:
-        raise SettingsError(
-            f"encoding={encoding!r}: no such encoding; utf-8, latin-1 and windows-1252 are some"
-        ) from None
-    except UnicodeDecodeError as e:
-        raise SettingsError(
-            f"{path}: byte {e.start:,} is not {encoding} text; name what it is, such as encoding='windows-1252'"
-        ) from None
-    except OSError as e:
-        raise SettingsError(f"{path}: cannot be read ({e.strerror})") from None
+    return read_text(path, encoding).split("\n")
 
 
 def _found(source: str, key: str, texts: list[str], labels: list[str], where: str) -> Found:

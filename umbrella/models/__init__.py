@@ -6,20 +6,28 @@ from typing import Any
 from umbrella import settings
 from umbrella.models.autoencoder import Autoencoder
 from umbrella.models.cnn import CNN, LeNet
+from umbrella.models.critic import TokenDiscriminator
 from umbrella.models.fast import CifarFast
 from umbrella.models.filter import Filter
 from umbrella.models.gan import Discriminator, Generator
+from umbrella.models.language import BERT, GPT, RecurrentLM
 from umbrella.models.layers import Flatten, Sequential
 from umbrella.models.mlp import MLP
 from umbrella.models.recurrent import Recurrent
 from umbrella.models.resnet import ResNet
 from umbrella.models.rows import Rows
+from umbrella.models.seq2seq import RecurrentSeq2Seq, TransformerSeq2Seq
+from umbrella.models.series import SeriesLinear, SeriesRNN, SeriesTCN, SeriesTransformer
 from umbrella.models.text import Bag, TextCNN
+from umbrella.models.text_bert import TextBERT
+from umbrella.models.text_sequence import TextRNN, TextTransformer
 from umbrella.models.vae import VAE, Likelihood
 
 __all__ = [
+    "BERT",
     "CNN",
     "MLP",
+    "ATTENTIVE",
     "TABLE",
     "VAE",
     "Autoencoder",
@@ -28,30 +36,57 @@ __all__ = [
     "Discriminator",
     "Filter",
     "Flatten",
+    "GPT",
     "Generator",
     "LeNet",
     "Likelihood",
     "Recurrent",
+    "RecurrentLM",
+    "RecurrentSeq2Seq",
     "ResNet",
     "Rows",
     "Sequential",
+    "SeriesLinear",
+    "SeriesRNN",
+    "SeriesTCN",
+    "SeriesTransformer",
+    "TextBERT",
     "TextCNN",
+    "TokenDiscriminator",
+    "TransformerSeq2Seq",
+    "TextRNN",
+    "TextTransformer",
     "build",
 ]
 
 TABLE = {
     "autoencoder": Autoencoder,
     "bag": Bag,
+    "bert": BERT,
     "cifar_fast": CifarFast,
     "cnn": CNN,
     "filter": Filter,
+    "gpt": GPT,
     "lenet": LeNet,
     "mlp": MLP,
+    "recurrent_lm": RecurrentLM,
     "resnet": ResNet,
     "rows": Rows,
+    "series_linear": SeriesLinear,
+    "series_rnn": SeriesRNN,
+    "series_tcn": SeriesTCN,
+    "series_transformer": SeriesTransformer,
+    "seq2seq": RecurrentSeq2Seq,
+    "text_bert": TextBERT,
     "text_cnn": TextCNN,
+    "transformer_seq2seq": TransformerSeq2Seq,
+    "text_rnn": TextRNN,
+    "text_transformer": TextTransformer,
     "vae": VAE,
 }
+
+
+ATTENTIVE = (TextRNN, TextTransformer)  # their submodule "pool" gives the weights of the words as its second output
 
 
 def build(

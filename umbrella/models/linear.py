@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from umbrella.choices import one_of
 from umbrella.models.carry import carried
+from umbrella.settings import SettingsError
 
 Array = jax.Array
 Complex = tuple[Array, Array]  # real and imaginary part: XLA's CPU backend is slower on complex64
@@ -107,7 +108,9 @@ class LinearLayer(nn.Module):
     def __call__(self, x: Array, real: Array | None, fresh: Array | None) -> Array:
         w, n = self.width, self.width // 2
         if w % 2:
-            raise ValueError(f"a width of {w}: the linear recurrence needs an even one, two for a complex number")
+            raise SettingsError(
+                f"config.model: a width of {w}: the linear recurrence needs an even one, two for a complex number"
+            )
         if x.shape[-1] != w:
             x = nn.Dense(w, name="encode")(x)
         u = nn.LayerNorm(name="norm")(x)

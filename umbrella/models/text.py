@@ -5,7 +5,7 @@ words are embedded as: there a text has a gradient.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -51,7 +51,10 @@ class Embedding(nn.Module):
 
 
 class Bag(nn.Module):
-    """The mean of a text's words, through a perceptron. x -> logits f32[B, out].
+    """The mean of a text's words, or their sum by weights, through a perceptron. x -> logits f32[B, out].
+
+    The weights are the words' inverse document frequencies, drawn to the length 1 over a text, as those of tf-idf are;
+    the frequencies are state, `idf` in the collection "vocabulary": ones until somebody puts others there.
 
     Attributes:
       out: size of the output.
@@ -60,6 +63,7 @@ class Bag(nn.Module):
       hidden: widths of hidden layers; none for a linear classifier of the mean (Joulin et al. 2017).
       dropout: of whole words before the mean, and of hidden units (Iyyer et al. 2015).
       normalised: see Embedding.
+      weights: "mean", or "idf" for the sum by weights.
     """
 
     out: Count
@@ -68,13 +72,20 @@ class Bag(nn.Module):
     hidden: tuple[Count, ...] = ()
     dropout: Fraction = 0.0
     normalised: bool = True
+    weights: Literal["mean", "idf"] = "mean"
 
     @nn.compact
     def __call__(self, x: Any, *, train: bool) -> Array:
         e, there = Embedding(self.words, self.width, self.normalised, name="embedding")(x)
         if self.dropout:
             there = nn.Dropout(self.dropout, deterministic=not train)(there)
-        e = jnp.einsum("btd,bt->bd", e, there) / jnp.maximum(there.sum(1), 1)[:, None]
+        if self.weights == "idf":
+            idf = self.variable("vocabulary", "idf", lambda: jnp.ones((self.words,))).value
+            there = there * idf[x["tokens"] if isinstance(x, Mapping) else x]
+            length = jnp.sqrt(jnp.square(there).sum(1))
+        else:
+            length = there.sum(1)
+        e = jnp.einsum("btd,bt->bd", e, there) / jnp.where(length > 0, length, 1)[:, None]
         for i, width in enumerate(self.hidden):
             e = nn.relu(nn.Dense(width, name=f"hidden_{i}")(e))
             if self.dropout:

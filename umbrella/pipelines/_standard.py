@@ -1,7 +1,7 @@
 """What pipelines with a single objective share, once. One with several players writes its own. Floor 5."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 
 from umbrella import data, optim, parallel, settings, transforms
 from umbrella.bounds import UnknownOperation
-from umbrella.experiment import Durations, Evaluation, Experiment, Review, RunSettings, Scorer
+from umbrella.experiment import Durations, Evaluation, Experiment, Reader, Review, RunSettings, Scorer
 from umbrella.gradients import grad_of, microbatch
 from umbrella.objective import Array, Batch, Ctx, Objective, Params, State, Transform, View, chain, map_params
 from umbrella.pipelines import _scopes
@@ -54,6 +54,10 @@ class Problem(NamedTuple):
     asks: tuple[str, ...] = ("x",)  # the columns that predict and scorer are given
     scorer: Callable[[Resolve], Scorer] | None = None
     strange: float = 0.0  # the share of validation rows that --mode=clean may take for strange
+    feed: Callable[[RunSettings], data.Data] | None = None  # what is trained on, where that is not rows in any order
+    told: Callable[[str, int], Iterable[Batch]] | None = None  # (evaluation's split, batch size) -> its batches
+    kept: Mapping[str, Any] = {}  # what checkpoints must keep beside arrays, such as a tokenizer; JSON
+    reader: Callable[[Resolve], Reader] | None = None
 
 
 RESERVED = ("train_eval", "validation", "ensemble")
@@ -73,13 +77,18 @@ def assemble(
     run, common, own = read(config, problem)
     load = load or data.load
     dataset = settings.call(load, common.data, "data.")
-    durations = Durations.of(run, len(dataset.train))
     log: dict[str, Any] = {}
     p = problem(dataset, log, **own)
     dataset = p.dataset or dataset
+    durations = Durations.of(run, len(dataset.train))
     sections = {k: v for k, v in config.items() if isinstance(v, Mapping)}
     named = not set(transforms.NAMED).isdisjoint(transforms.kinds(common.techniques, sections))
-    batches = train_data(dataset, p.columns, run, named)
+    if p.feed is not None and (named or run.resample):
+        raise settings.SettingsError(
+            f"config.{'techniques' if named else 'resample'}: needs rows that are drawn one by one, and this pipeline "
+            "trains on running text"
+        )
+    batches = train_data(dataset, p.columns, run, named) if p.feed is None else p.feed(run)
 
     for name in p.on_test if not common.evals else ():
         raise settings.SettingsError(
@@ -146,16 +155,18 @@ def assemble(
         init=train.init,
         step=step,
         frozen={},
-        evals=evaluations(dataset, p.columns, run, on_test, evaluated((), "techniques"), hidden),
+        evals=evaluations(dataset, p.columns, run, on_test, evaluated((), "techniques"), hidden, p.told),
         review=p.review(train.resolve) if common.evals else lambda views, key: Review({}, ()),  # test stays unseen
         predict=p.predict(train.resolve),
         asks=p.asks,
         scorer=None if p.scorer is None else p.scorer(train.resolve),
         strange=p.strange,
+        reader=None if p.reader is None else p.reader(train.resolve),
         baselines=dict if "test" in hidden else p.baselines,
         better=p.better,
         rolls_back=common.on_nonfinite == "rollback",
         objective=train,
+        kept=p.kept,
         settings={
             **dataclasses.asdict(run),
             **dataclasses.asdict(common),
@@ -216,22 +227,31 @@ def evaluations(
     on_test: Mapping[str, Objective],
     plain: Objective,
     hidden: tuple[str, ...] = (),
+    told: Callable[[str, int], Iterable[Batch]] | None = None,
 ) -> dict[str, Evaluation]:
     """The plain objective on validation and on as many training examples, and every named evaluation on test.
 
     Args:
       hidden: the splits that are left out, because their labels are withheld.
+      told: makes the batches of a split, "train_eval" among them; rows in order when None.
     """
     size = parallel.rounded(run.eval_batch_size or run.batch_size)  # batches are padded anyway
+
+    def batches(split: str) -> Iterable[Batch]:
+        if told is not None:
+            return told(split, size)
+        if split == "train_eval":  # at random: a folder of images is in the order of its classes
+            part = data.Rows(dataset.train, data.sample(len(dataset.train), len(dataset.validation)))
+            return data.batches(select(part, columns), size)
+        return data.batches(select(getattr(dataset, split), columns), size)
+
     out = {}
-    if n := len(dataset.validation):
-        # At random: a folder of images is in the order of its classes.
-        part = data.Rows(dataset.train, data.sample(len(dataset.train), n))
-        out["train_eval"] = Evaluation(plain, data.batches(select(part, columns), size))
+    if len(dataset.validation):
+        out["train_eval"] = Evaluation(plain, batches("train_eval"))
         if "validation" not in hidden:
-            out["validation"] = Evaluation(plain, data.batches(select(dataset.validation, columns), size))
+            out["validation"] = Evaluation(plain, batches("validation"))
     for name, objective in on_test.items() if "test" not in hidden else ():
-        out[name] = Evaluation(objective, data.batches(select(dataset.test, columns), size))
+        out[name] = Evaluation(objective, batches("test"))
     return out
 
 

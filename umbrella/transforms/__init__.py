@@ -30,6 +30,7 @@ from umbrella.transforms.bound import importance_weighted, kl
 from umbrella.transforms.certified import certified, certified_of
 from umbrella.transforms.corrupt import corruption
 from umbrella.transforms.diffaugment import diffaugment
+from umbrella.transforms.hidden import hide, mask_tokens
 from umbrella.transforms.penalty import l1, l2
 from umbrella.transforms.randaugment import randaugment
 from umbrella.transforms.reparam import lora
@@ -64,6 +65,8 @@ __all__ = [
     "l2",
     "label_smoothing",
     "lora",
+    "hide",
+    "mask_tokens",
     "mixup",
     "pgd",
     "pixels",

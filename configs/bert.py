@@ -1,0 +1,34 @@
+"""A masked language model (Devlin et al. 2019): which token is hidden, from those on both sides.
+
+    python launch.py --config=configs/bert.py             sentences of docstrings, which need no download
+    python launch.py --config=configs/bert.py:shakespeare --config.data.path=FILE.txt
+
+It reads characters; --config.tokens=bpe --config.vocabulary=2000 reads byte pairs.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "docstrings") -> ConfigDict:
+    if variant not in ("docstrings", "shakespeare"):
+        raise ValueError(f"configs/bert.py:{variant}: no such variant (one of: docstrings, shakespeare)")
+    c = ConfigDict()
+    c.pipeline = "language"
+    c.task, c.hidden = "masked", 0.15
+    c.data = dict(name="docstrings", validation=0.02, test=0.1)
+    c.tokens, c.vocabulary, c.length = "char", 0, 64
+    c.seed = 0
+    c.seeds = 1
+    c.techniques = ()
+    c.evals = dict(test=())
+    c.model = dict(name="bert", width=128, layers=4, heads=4, positions="rotary", dropout=0.0)
+    c.optimizer = dict(name="muon", learning_rate=3e-3, schedule="cosine", warmup="2%", weight_decay=0.1, clip=1.0)
+    c.batch_size = 64
+    c.train_for = "10 epochs"
+    c.ema = 0.0
+    c.log_every, c.eval_every, c.checkpoint_every = "100 steps", "25%", "25%"
+    c.eval_batch_size = 64
+    if variant == "shakespeare":
+        c.data.name, c.data.path = "shakespeare", "data/shakespeare.txt"
+        c.train_for = "20 epochs"
+    return c

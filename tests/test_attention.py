@@ -1,0 +1,130 @@
+"""Attention and Transformers: against NumPy, and what must not change what."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from umbrella.models.attention import Additive, Dot, MultiHead, attend, rotate, sinusoids
+from umbrella.models.transformer import Transformer
+from umbrella.settings import SettingsError
+
+KEY = jax.random.key(0)
+
+
+def softmax(s: np.ndarray) -> np.ndarray:
+    e = np.exp(s - s.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_attend_is_the_formula() -> None:
+    q, k, v = (np.asarray(jax.random.normal(jax.random.fold_in(KEY, i), (2, 5, 3, 4))) for i in range(3))
+    got = attend(q, k, v, causal=True)
+    for b, h in np.ndindex(2, 3):
+        scores = q[b, :, h] @ k[b, :, h].T / 2  # sqrt(4)
+        scores[np.triu_indices(5, 1)] = -np.inf
+        np.testing.assert_allclose(got[b, :, h], softmax(scores) @ v[b, :, h], atol=1e-5)
+    nothing = attend(q, k, v, mask=jnp.zeros((1, 1, 1, 5), bool))
+    np.testing.assert_allclose(nothing, np.broadcast_to(v.mean(1, keepdims=True), v.shape), atol=1e-5)
+
+
+def test_additive_and_dot_are_the_papers() -> None:
+    keys, query = jax.random.normal(KEY, (2, 4, 3)), jax.random.normal(KEY, (2, 3))
+    there = jnp.array([[1.0, 1, 1, 1], [1, 1, 0, 0]])
+    for module in (Additive(6), Dot()):
+        params = module.init(KEY, keys, query, there=there)
+        mean, weights = module.apply(params, keys, query, there=there)
+        p, k, q = (jax.tree.map(np.asarray, v) for v in (params["params"], keys, query))
+        if isinstance(module, Additive):
+            h = np.tanh(k @ p["keys"]["kernel"] + p["keys"]["bias"] + (q @ p["query"]["kernel"])[:, None])
+            scores = (h @ p["score"]["kernel"])[..., 0]
+        else:
+            scores = np.einsum("bsd,bd->bs", k, q @ p["query"]["kernel"]) / math.sqrt(3)
+        want = softmax(np.where(np.asarray(there) > 0, scores, -np.inf))
+        np.testing.assert_allclose(weights, want, atol=1e-6)
+        np.testing.assert_allclose(mean, np.einsum("bs,bsd->bd", want, k), atol=1e-6)
+
+
+def test_rotary_scores_know_distances_alone() -> None:
+    q, k = jax.random.normal(KEY, (1, 1, 1, 8)), jax.random.normal(jax.random.key(1), (1, 1, 1, 8))
+    at = [(3, 1), (10, 8), (103, 101)]
+    scores = [float(jnp.sum(rotate(q, jnp.array([[i]])) * rotate(k, jnp.array([[j]])))) for i, j in at]
+    np.testing.assert_allclose(scores, scores[0], rtol=1e-4)
+    assert abs(scores[0] - float(jnp.sum(q * k))) > 1e-3
+    with pytest.raises(SettingsError, match="odd one"):
+        rotate(jnp.zeros((1, 1, 1, 3)), jnp.zeros((1, 1), jnp.int32))
+
+
+def test_sinusoids_by_hand() -> None:
+    """Position 2, width 4: sin 2, cos 2, sin(2 / 100), cos(2 / 100)."""
+    np.testing.assert_allclose(
+        sinusoids(3, 4)[2], [math.sin(2), math.cos(2), math.sin(0.02), math.cos(0.02)], atol=1e-6
+    )
+
+
+SHAPES = [("learned", "pre"), ("rotary", "pre"), ("sinusoidal", "post")]
+
+
+@pytest.mark.parametrize(("positions", "norm"), SHAPES)
+def test_cached_decoding_is_the_full_pass(positions: Any, norm: Any) -> None:
+    """In pieces of four, one and three positions; and what comes later changes nothing before it."""
+    net = Transformer(width=16, layers=2, heads=2, length=12, causal=True, positions=positions, norm=norm)
+    x = jax.random.normal(KEY, (2, 8, 16))
+    params = net.init(KEY, x, train=False)
+    full = net.apply(params, x, train=False)
+    cache: dict[str, Any] = {}
+    pieces = []
+    for cut in (slice(0, 4), slice(4, 5), slice(5, 8)):
+        out, cache = net.apply({**params, **cache}, x[:, cut], decode=True, train=False, mutable=["cache"])
+        pieces.append(out)
+    np.testing.assert_allclose(jnp.concatenate(pieces, 1), full, atol=1e-5)
+    other = net.apply(params, x.at[:, 5:].set(7.0), train=False)
+    np.testing.assert_array_equal(other[:, :5], full[:, :5])
+    assert float(jnp.abs(other[:, 5:] - full[:, 5:]).max()) > 1e-3
+
+
+def test_padding_of_a_memory_and_of_an_input_changes_nothing() -> None:
+    net = Transformer(width=8, layers=1, heads=2, length=6, cross=True)
+    x, memory = jax.random.normal(KEY, (2, 4, 8)), jax.random.normal(KEY, (2, 5, 8))
+    there, beyond = jnp.array([[1.0, 1, 1, 0]] * 2), jnp.array([[1.0, 1, 0, 0, 0]] * 2)
+    params = net.init(KEY, x, memory=memory, train=False)
+
+    def run(x: Any, memory: Any) -> Any:
+        return net.apply(params, x, there=there, memory=memory, memory_there=beyond, train=False)[:, :3]
+
+    np.testing.assert_array_equal(run(x, memory), run(x.at[:, 3].set(9.0), memory.at[:, 2:].set(-9.0)))
+    assert float(jnp.abs(run(x, memory) - run(x, memory.at[:, 1].set(-9.0))).max()) > 1e-4
+    with pytest.raises(ValueError, match="needs a memory"):
+        net.apply(params, x, train=False)
+
+
+def test_remat_and_bf16_are_the_same_function() -> None:
+    """Rematerialised to rounding, also its gradient; in bf16 within its eight bits."""
+    x = jax.random.normal(KEY, (2, 6, 16))
+    make = {"width": 16, "layers": 2, "heads": 2, "length": 6, "causal": True}
+    plain = Transformer(**make)
+    params = plain.init(KEY, x, train=False)
+
+    def loss(net: Transformer) -> Any:
+        return jax.value_and_grad(lambda p: jnp.square(net.apply(p, x, train=False)).sum())(params)
+
+    want = loss(plain)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), loss(Transformer(**make, remat=True)), want
+    )
+    low = Transformer(**make, precision="bf16").apply(params, x, train=False)
+    assert low.dtype == jnp.float32
+    np.testing.assert_allclose(low, plain.apply(params, x, train=False), atol=0.05)
+
+
+def test_refusals() -> None:
+    x = jnp.zeros((1, 4, 6))
+    with pytest.raises(SettingsError, match="4 heads do not divide a width of 6"):
+        MultiHead(6, 4).init(KEY, x, train=False)
+    with pytest.raises(ValueError, match="at most 3"):
+        Transformer(width=6, heads=2, length=3).init(KEY, x, train=False)
+    with pytest.raises(ValueError, match="need the transformer's length"):
+        Transformer(width=6, heads=2).init(KEY, x, train=False)

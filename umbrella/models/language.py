@@ -1,0 +1,174 @@
+"""Language models: what token comes next, or which one is hidden. Floor 1.
+
+An input is tokens i32[B, T]; of a recurrent model also {"tokens": i32[B, T], "fresh": f32[B]}, whose rows go on where
+the last batch's ended unless they are fresh. The output is logits f32[B, T, V].
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from umbrella.models.attention import Positions
+from umbrella.models.layers import ACTIVATIONS, Activation
+from umbrella.models.recurrent import Cell, Recurrent
+from umbrella.models.transformer import Precision, Transformer
+from umbrella.settings import Count, Fraction, Natural
+
+Array = jax.Array
+
+
+class GPT(nn.Module):
+    """The next token from those before it, by a causal Transformer. i32[B, T] -> f32[B, T, V].
+
+    Attributes:
+      words: V, size of the vocabulary.
+      length: positions it sees at most.
+      width, layers, heads, hidden, positions, dropout, activation, remat, precision: see Transformer.
+      tied: the output's weights are the embedding's (Press and Wolf 2017).
+
+    Source: Radford et al. 2019, with pre-norm blocks.
+    """
+
+    words: Count
+    length: Count
+    width: Count = 128
+    layers: Count = 4
+    heads: Count = 4
+    hidden: Natural = 0
+    positions: Positions = "learned"
+    dropout: Fraction = 0.0
+    activation: Activation = "gelu"
+    tied: bool = True
+    remat: bool = False
+    precision: Precision = "f32"
+
+    @nn.compact
+    def __call__(self, x: Any, *, decode: bool = False, train: bool) -> Array:
+        tokens = x["tokens"] if isinstance(x, Mapping) else x
+        embedding = nn.Embed(self.words, self.width, embedding_init=nn.initializers.normal(0.02), name="embedding")
+        h = _stack(self, causal=True)(embedding(tokens), decode=decode, train=train)
+        return _head(self, h, embedding)
+
+
+class BERT(nn.Module):
+    """Which token stands at every position, from all that can be seen on both sides. i32[B, T] -> f32[B, T, V].
+
+    Token 0 is padding, which nothing looks at.
+
+    Attributes:
+      words, length, width, layers, heads, hidden, positions, dropout, activation, tied, remat, precision: see GPT.
+
+    Source: Devlin et al. 2019, its masked language model; pre-norm, and without segments, whose task is gone.
+    """
+
+    words: Count
+    length: Count
+    width: Count = 128
+    layers: Count = 4
+    heads: Count = 4
+    hidden: Natural = 0
+    positions: Positions = "learned"
+    dropout: Fraction = 0.0
+    activation: Activation = "gelu"
+    tied: bool = True
+    remat: bool = False
+    precision: Precision = "f32"
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Array:
+        tokens = x["tokens"] if isinstance(x, Mapping) else x
+        embedding = nn.Embed(self.words, self.width, embedding_init=nn.initializers.normal(0.02), name="embedding")
+        h = _stack(self, causal=False)(embedding(tokens), there=(tokens > 0).astype(jnp.float32), train=train)
+        table = embedding.embedding if self.tied else None
+        return MaskedHead(self.words, self.activation, name="head")(h, table)
+
+
+class MaskedHead(nn.Module):
+    """What says which token is hidden: a layer, a norm, and the words' weights. f32[B, T, W] -> f32[B, T, V].
+
+    All that a masked language model has and a classifier on top of it has not is here, so that
+    `fresh=("model/head",)` leaves it out. With a table f32[V, W] the words' weights are that.
+
+    Source: Devlin et al. 2019, their program.
+    """
+
+    words: int
+    activation: Activation
+
+    @nn.compact
+    def __call__(self, h: Array, table: Array | None) -> Array:
+        h = ACTIVATIONS[self.activation](nn.Dense(h.shape[-1], name="transform")(h))
+        h = nn.LayerNorm(1e-5, name="norm")(h)
+        if table is None:
+            return nn.Dense(self.words, name="words")(h)
+        return h @ table.T + self.param("bias", nn.initializers.zeros_init(), (self.words,))[None, None]
+
+
+class RecurrentLM(nn.Module):
+    """The next token from those before it, by recurrent layers. -> f32[B, T, V].
+
+    Attributes:
+      words: V, size of the vocabulary.
+      width: of every layer.
+      layers: of cells.
+      cell: see Recurrent.
+      embedding: width of the vectors of tokens; that of the layers when 0.
+      dropout: of the vectors of tokens, between layers and before the output (Zaremba et al. 2014).
+      tied: the output's weights are the embedding's, behind a projection where widths differ.
+      stateful: rows of a batch go on where those of the last one ended (truncated backpropagation through time).
+    """
+
+    words: Count
+    width: Count = 256
+    layers: Count = 1
+    cell: Cell = "lstm"
+    embedding: Natural = 0
+    dropout: Fraction = 0.0
+    tied: bool = False
+    stateful: bool = True
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Array:
+        tokens, fresh = (x["tokens"], x["fresh"]) if isinstance(x, Mapping) else (x, None)
+        size = self.embedding or self.width
+        embedding = nn.Embed(self.words, size, embedding_init=nn.initializers.normal(0.1), name="embedding")
+        h = nn.Dropout(self.dropout, deterministic=not train)(embedding(tokens))
+        stack = Recurrent(
+            cell=self.cell,
+            width=self.width,
+            layers=self.layers,
+            dropout=self.dropout,
+            stateful=self.stateful,
+            name="recurrent",
+        )
+        h = nn.Dropout(self.dropout, deterministic=not train)(stack(h, fresh=fresh, train=train))
+        if self.tied and size != self.width:
+            h = nn.Dense(size, name="projection")(h)
+        return _head(self, h, embedding)
+
+
+def _stack(of: Any, *, causal: bool) -> Transformer:
+    return Transformer(
+        width=of.width,
+        layers=of.layers,
+        heads=of.heads,
+        hidden=of.hidden,
+        positions=of.positions,
+        length=of.length,
+        causal=causal,
+        dropout=of.dropout,
+        activation=of.activation,
+        remat=of.remat,
+        precision=of.precision,
+        name="transformer",
+    )
+
+
+def _head(of: Any, h: Array, embedding: nn.Embed) -> Array:
+    """The output, in f32: the embedding's weights or its own, and a bias of every token."""
+    if not of.tied:
+        return nn.Dense(of.words, name="head")(h)
+    return embedding.attend(h) + of.param("bias", nn.initializers.zeros_init(), (of.words,))[None, None]

@@ -1,0 +1,185 @@
+"""Transformers: the stack of blocks, for encoders, decoders and both at once. Floor 1."""
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from umbrella.models.attention import MultiHead, Positions, sinusoids
+from umbrella.models.layers import ACTIVATIONS, Activation
+from umbrella.settings import Count, Fraction, Natural
+
+Array = jax.Array
+Precision = Literal["f32", "bf16"]
+DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+
+
+class Block(nn.Module):
+    """Attention to itself, to a memory where there is one, then a perceptron of every position. See Transformer."""
+
+    width: int
+    heads: int
+    hidden: int
+    norm: Literal["pre", "post"]
+    rotary: bool
+    causal: bool
+    cross: bool
+    dropout: float
+    activation: Activation
+    length: int
+    depth: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        mask: Array | None,
+        memory: Array | None,
+        memory_mask: Array | None,
+        decode: bool,
+        train: bool,
+    ) -> Array:
+        def attention(name: str) -> MultiHead:
+            rotary = self.rotary and name == "attention"
+            return MultiHead(
+                self.width,
+                self.heads,
+                self.dropout,
+                rotary,
+                length=self.length,
+                depth=self.depth,
+                dtype=self.dtype,
+                name=name,
+            )
+
+        def add(x: Array, name: str, fn: Callable[[Array], Array]) -> Array:
+            layer = nn.LayerNorm(1e-5, name=f"{name}_norm")
+
+            def norm(h: Array) -> Array:
+                return layer(h.astype(jnp.float32)).astype(self.dtype)
+
+            made = nn.Dropout(self.dropout, deterministic=not train)(fn(norm(x) if self.norm == "pre" else x))
+            return x + made if self.norm == "pre" else norm(x + made)
+
+        x = add(
+            x,
+            "attention",
+            lambda h: attention("attention")(h, mask=mask, causal=self.causal, decode=decode, train=train),
+        )
+        if self.cross:
+            x = add(x, "cross", lambda h: attention("cross")(h, memory=memory, mask=memory_mask, train=train))
+        return add(x, "perceptron", self._perceptron)
+
+    def _perceptron(self, h: Array) -> Array:
+        init, last = nn.initializers.normal(0.02), nn.initializers.normal(0.02 / math.sqrt(2 * self.depth))
+        h = ACTIVATIONS[self.activation](nn.Dense(self.hidden, kernel_init=init, dtype=self.dtype, name="in")(h))
+        return nn.Dense(self.width, kernel_init=last, dtype=self.dtype, name="out")(h)
+
+
+class Transformer(nn.Module):
+    """Blocks of attention over vectors. f32[B, T, W] -> f32[B, T, W].
+
+    Attributes:
+      width: W.
+      layers: blocks.
+      heads: of each; they divide the width.
+      hidden: width of the perceptron of each; 0 for 4 W.
+      norm: "pre", before each part and once at the end, which trains without a warm-up (Xiong et al. 2020); "post",
+        after each sum, as in the paper.
+      positions: "learned", "sinusoidal" (both are added to x), "rotary" (turn queries and keys) or "none".
+      length: most positions; as many as x has when 0, but "learned" and decoding need it.
+      causal: a position sees those before it and itself alone: a decoder.
+      cross: the blocks look at a memory, too.
+      dropout: of the sum with the positions, of attention weights, and of what each part adds.
+      activation: of the perceptrons.
+      remat: computes the blocks again in the backward pass instead of keeping what is in them: memory for time.
+      precision: what the blocks compute in; parameters, norms' sums, softmax and output are f32.
+
+    Source: Vaswani et al. 2017; "pre" with small initial outputs as in Radford et al. 2019.
+    """
+
+    width: Count
+    layers: Count = 4
+    heads: Count = 4
+    hidden: Natural = 0
+    norm: Literal["pre", "post"] = "pre"
+    positions: Positions = "learned"
+    length: Natural = 0
+    causal: bool = False
+    cross: bool = False
+    dropout: Fraction = 0.0
+    activation: Activation = "gelu"
+    remat: bool = False
+    precision: Precision = "f32"
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,
+        *,
+        there: Array | None = None,
+        memory: Array | None = None,
+        memory_there: Array | None = None,
+        decode: bool = False,
+        train: bool,
+    ) -> Array:
+        """Args:
+          x: f32[B, T, W].
+          there: f32[B, T], 1 where there is something to look at; everywhere when None.
+          memory: f32[B, S, W], what the blocks look at when `cross`.
+          memory_there: f32[B, S], as `there`.
+          decode: x is what comes after what the collection "cache" has seen; `there` is then no use.
+
+        Raises (while tracing):
+          ValueError: more positions than `length`; learned positions or decoding without one; cross without a memory.
+        """
+        dtype = DTYPES[self.precision]
+        if self.length and x.shape[1] > self.length:
+            raise ValueError(f"{x.shape[1]} positions for a transformer of at most {self.length}")
+        if self.cross and memory is None:
+            raise ValueError("a transformer with cross=True needs a memory")
+        x = self._placed(x, decode).astype(dtype)
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        mask = None if there is None else (there > 0)[:, None, None]
+        memory_mask = None if memory_there is None else (memory_there > 0)[:, None, None]
+        memory = None if memory is None else memory.astype(dtype)
+        block = nn.remat(Block, static_argnums=(5, 6)) if self.remat else Block
+        for i in range(self.layers):
+            x = block(
+                self.width,
+                self.heads,
+                self.hidden or 4 * self.width,
+                self.norm,
+                self.positions == "rotary",
+                self.causal,
+                self.cross,
+                self.dropout,
+                self.activation,
+                self.length,
+                self.layers,
+                dtype,
+                name=f"block_{i}",
+            )(x, mask, memory, memory_mask, decode, train)
+        x = x.astype(jnp.float32)
+        return nn.LayerNorm(1e-5, name="norm")(x) if self.norm == "pre" else x
+
+    def _placed(self, x: Array, decode: bool) -> Array:
+        """x with what tells its positions apart, unless that is the attention's business."""
+        if (decode or self.positions == "learned") and not self.length:
+            raise ValueError("learned positions and decoding need the transformer's length")
+        if self.positions in ("rotary", "none"):
+            return x
+        if self.positions == "learned":
+            table = self.param("positions", nn.initializers.normal(0.02), (self.length, self.width))
+        else:
+            table = sinusoids(self.length or x.shape[1], self.width)
+        if not decode:
+            return x + table[None, : x.shape[1]]
+        at = self.variable("cache", "at", lambda: jnp.zeros(x.shape[0], jnp.int32))
+        here = at.value[:, None] + jnp.arange(x.shape[1])[None]
+        at.value = at.value + x.shape[1]
+        return x + table[here]  # beyond the last position the last one's, by JAX's rule of gathers
