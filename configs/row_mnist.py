@@ -1,11 +1,22 @@
 """Images read as sequences, one row or one pixel after the other, by recurrent networks.
 
-python launch.py --config=configs/row_mnist.py             scikit-learn's digits, 8 rows, which need no download
-python launch.py --config=configs/row_mnist.py:rows        MNIST, 28 rows, an LSTM that reads both ways
-python launch.py --config=configs/row_mnist.py:cnn         MNIST, the rows of a convolutional map
-python launch.py --config=configs/row_mnist.py:pixels      MNIST, 784 pixels, a linear recurrence
-python launch.py --config=configs/row_mnist.py:permuted    the same, in an order that has nothing to do with the image
-python launch.py --config=configs/row_mnist.py:plain       784 pixels, tanh: fails, since gradients vanish
+    python launch.py --config=configs/row_mnist.py             scikit-learn's digits, 8 rows, which need no download
+    python launch.py --config=configs/row_mnist.py:rows        MNIST, 28 rows, an LSTM that reads both ways
+    python launch.py --config=configs/row_mnist.py:cnn         MNIST, the rows of a convolutional map
+    python launch.py --config=configs/row_mnist.py:pixels      MNIST, 784 pixels, a linear recurrence
+    python launch.py --config=configs/row_mnist.py:permuted    the same, in a random order of the pixels
+    python launch.py --config=configs/row_mnist.py:plain       784 pixels, tanh: fails, since gradients vanish
+
+Measured on two cores of an AMD EPYC beside much other work, which makes the minutes several times those of an idle
+machine: accuracy on test with the averaged parameters, mean +- sd over seeds; docs/results.md has commands and versions.
+
+    digits     5 seeds, 40 epochs, 106 seconds    0.975 +- 0.004    3 nearest neighbours 0.986
+    rows       1 seed, 12 epochs, 19 minutes      0.9936
+    pixels     1 seed, 3 epochs, 46 minutes       0.9737
+    plain      1 seed, 3 epochs, 8 minutes        0.1708
+
+The report shows the gradient of the loss over the time lag, before and after training ("memory"). On a CPU the linear
+recurrence runs as a loop, which is faster there; elsewhere as an associative scan, which gives the same numbers.
 """
 
 from ml_collections import ConfigDict

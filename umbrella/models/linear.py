@@ -33,6 +33,7 @@ def linear_scan(
         faster.
     """
     one_of("how", how, How)
+    a, b, start = jax.tree.map(jnp.asarray, (a, b, start))
     if how == "loop" or (how == "auto" and jax.default_backend() == "cpu"):
         return _loop(a, b, start, real, back)
     return _associative(a, b, start, real, back)
