@@ -8,7 +8,8 @@
     python launch.py --config=configs/row_mnist.py:plain       784 pixels, tanh: fails, since gradients vanish
 
 Measured on two cores of an AMD EPYC beside much other work, which makes the minutes several times those of an idle
-machine: accuracy on test with the averaged parameters, mean +- sd over seeds; docs/results.md has commands and versions.
+machine: accuracy on test with the averaged parameters, mean +- sd over seeds; docs/results.md has commands and
+versions.
 
     digits     5 seeds, 40 epochs, 106 seconds    0.975 +- 0.004    3 nearest neighbours 0.986
     rows       1 seed, 12 epochs, 19 minutes      0.9936
