@@ -8,7 +8,7 @@ LOWER = frozenset(
     {
         "loss", "elbo", "nll", "error", "err", "mse", "mae", "rmse", "bce", "bpd", "perplexity", "ppl", "ece",
         "brier", "fid", "mape", "smape", "logloss", "deviance", "xent", "eer", "wer", "cer", "distortion", "regret",
-        "frechet",
+        "frechet", "bits",
     }
 )  # fmt: skip
 HIGHER = frozenset(
