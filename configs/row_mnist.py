@@ -7,13 +7,13 @@
     python launch.py --config=configs/row_mnist.py:permuted    the same, in a random order of the pixels
     python launch.py --config=configs/row_mnist.py:plain       784 pixels, tanh: fails, since gradients vanish
 
-Measured on two cores of an AMD EPYC beside much other work, which makes the minutes several times those of an idle
-machine: accuracy on test with the averaged parameters, mean +- sd over seeds; docs/results.md has commands and
-versions.
+Measured on two cores of an AMD EPYC beside other work, more of it in some runs than in others: accuracy on test with
+the averaged parameters, mean +- sd over seeds. docs/results.md has commands and versions.
 
     digits     5 seeds, 40 epochs, 106 seconds    0.975 +- 0.004    3 nearest neighbours 0.986
     rows       1 seed, 12 epochs, 19 minutes      0.9936
     pixels     1 seed, 3 epochs, 46 minutes       0.9737
+    permuted   1 seed, 3 epochs, 11 minutes       0.8502
     plain      1 seed, 3 epochs, 8 minutes        0.1708
 
 The report shows the gradient of the loss over the time lag, before and after training ("memory"). On a CPU the linear
