@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conftest import ROOT
 from tests.test_text import config
-from umbrella import table
+from umbrella import cli, table
+from umbrella.checkpoint import CheckpointError
+from umbrella.loop import Diverged
 from umbrella.settings import SettingsError
 
 
@@ -48,9 +51,38 @@ def test_rows_are_means_over_folds_the_best_first(tmp_path: Path, monkeypatch: p
     assert kept["table"]["cnn"]["accuracy"] == [0.9, 0.7] and (tmp_path / "t" / "report.html").is_file()
 
 
+def test_a_rival_that_did_not_converge_in_one_fold_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(made: dict[str, Any], folder: Path, name: str | None) -> dict[str, Any]:
+        out = told("bag", made["data"]["fold"])
+        if made["data"]["fold"]:
+            out["baselines"] = {"majority (not converged)": {"accuracy": 0.9, "seconds": 2.0}}
+        return out
+
+    monkeypatch.setattr(table, "_trained", trained)
+    base = config(tmp_path)
+    base["data"]["folds"] = 2
+    rows = table.table(base, tmp_path / "t").rows
+    assert [(row.name, row.metrics["accuracy"].tolist()) for row in rows if not row.model] == [
+        ("majority (not converged)", [0.5, 0.9])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(Diverged(3), 4), (CheckpointError("no"), 3), (table.Interrupted(15), 143)]
+)
+def test_what_ends_a_table_ends_it_as_a_run(error: Exception, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(*args: Any, **how: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(table, "table", end)
+    assert cli.main(["launch.py", f"--config={ROOT}/configs/spam.py", "--mode=table"]) == code
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
+        (dict(compared={"bag": {"model": {"name": "text_cnn"}}}), "this is the config's own model"),
+        (dict(pipeline="series"), "a walk through time has its folds in one run"),
         (dict(compared={"a": 3}), "config.compared.a: 3 is no section"),
         (dict(compared={"a": {"data": {}}}), "config.compared.a: data and compared are the same for all"),
         (dict(compared={"a": {"model": {"name": "bog"}}}), "no model 'bog'|did you mean 'bag'"),

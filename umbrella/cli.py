@@ -198,11 +198,23 @@ def _diagnose(given: Given, config: dict[str, Any]) -> int:
 
 def _all_in_one(given: Given, config: dict[str, Any], command: str) -> int:
     from umbrella import environment, table
+    from umbrella.checkpoint import CheckpointError
+    from umbrella.loop import Diverged
 
+    if given.init_from or given.verify_resume:
+        raise SettingsError("--mode=table: trains every model from scratch; leave --init_from and --verify_resume out")
     environment.use_compilation_cache()
     name = _name(given.config)
     work = given.workdir or f"runs/{name}-table"
-    made = table.table(config, work, name=name, command=command, say=lambda line: print(line, flush=True))
+    try:
+        with _termination(), _quiet():
+            made = table.table(config, work, name=name, command=command, say=lambda line: print(line, flush=True))
+    except CheckpointError as error:
+        return _fail(str(error), 3)
+    except Diverged as error:
+        return _fail(f"diverged: {error}. What was trained before it is kept; try a lower learning rate or clip", 4)
+    except table.Interrupted as error:
+        return 128 + error.signum
     print(made.words)
     print(f"report: {made.workdir / 'report.html'}")
     return 0

@@ -9,6 +9,7 @@ on every fold, so that every row of the set is tested once. All see the same tra
 import json
 import math
 import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,6 +44,14 @@ class Made(NamedTuple):
     words: str  # the table as text
 
 
+class Interrupted(Exception):
+    """A signal ended a training: what was saved stands, and the same table goes on from there."""
+
+    def __init__(self, signum: int):
+        super().__init__(f"interrupted by signal {signum}")
+        self.signum = signum
+
+
 def table(
     config: Mapping[str, Any],
     workdir: str | os.PathLike[str],
@@ -55,6 +64,8 @@ def table(
 
     Raises:
       SettingsError: a config is not as it should be; nothing was trained then. Or nothing is looked at on test.
+      Interrupted: by a signal.
+      Diverged, CheckpointError: as a run does.
     """
     base, work = plain(config), Path(workdir)
     changes = _changes(base)
@@ -138,7 +149,7 @@ def _trained(config: dict[str, Any], folder: Path, name: str | None) -> dict[str
             return dict(found)
         result = session.train()
     if result.summary["status"] != "finished":
-        raise KeyboardInterrupt  # by a signal: what was saved stands, and the table goes on from there
+        raise Interrupted(int(result.summary.get("signal", signal.SIGINT)))
     return result.summary
 
 
