@@ -88,6 +88,9 @@ def test_what_is_written_is_the_likeliest_next_token_each_time(model: str) -> No
     def likeliest(tokens: np.ndarray) -> np.ndarray:
         return np.asarray(alone.apply({"params": params}, jnp.asarray(tokens)[None], train=False)[0].argmax(-1))
 
+    np.testing.assert_array_equal(
+        _writing.continued(net, params, np.array([5, 6, 7]), asked._replace(beam=1), KEY), got
+    )
     if model == "lstm":
         np.testing.assert_array_equal(likeliest(got)[2:-1], got[3:])
     else:

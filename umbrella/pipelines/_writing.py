@@ -23,6 +23,7 @@ Share = Annotated[float, Range(lambda v: 0 < v <= 1, "must be in (0, 1]")]
 ROWS = 512  # of test, at most, by which it is told how context helps
 BATCH = 256
 SHOWN = 20
+NO_END = -1  # no token: running text has none that ends it
 BEFORE = 32  # tokens that stand for a prompt
 
 
@@ -32,6 +33,7 @@ class Writing(NamedTuple):
     temperature: float
     top_k: int
     top_p: float
+    beam: int = 0
 
 
 def writing(
@@ -41,6 +43,7 @@ def writing(
     temperature: NonNegative = 0.8,
     top_k: Natural = 0,
     top_p: Share = 1.0,
+    beam: Natural = 0,
 ) -> Writing:
     """How text is written in the report and by --mode=sample.
 
@@ -50,8 +53,10 @@ def writing(
       temperature: logits are divided by it; 0 for the most probable token each time.
       top_k: draws from the k most probable tokens alone; 0 for all.
       top_p: draws from the most probable tokens that have this probability together (Holtzman et al. 2020).
+      beam: so many hypotheses are kept, and the likeliest is written: nothing is drawn then; 0 for drawing. The
+        likeliest text of a language model repeats itself (the same paper, section 1).
     """
-    return Writing(prompt, length, temperature, top_k, top_p)
+    return Writing(prompt, length, temperature, top_k, top_p, beam)
 
 
 def check_prompt(asked: Writing, tokenizer: Tokenizer) -> None:
@@ -73,7 +78,7 @@ def write(net: Any, view: View, tokenizer: Tokenizer, before: np.ndarray, asked:
     i32[C]. `view` is of one seed, its parameters the effective ones."""
     start = tokenizer.encode(asked.prompt) if asked.prompt else before[-BEFORE:]
     text = tokenizer.decode(continued(net, view.params["model"], start, asked, key))
-    told = [f"temperature {asked.temperature:g}"]
+    told = [f"beam {asked.beam}" if asked.beam else f"temperature {asked.temperature:g}"]
     told += [f"top_k {asked.top_k}"] * (asked.top_k > 0) + [f"top_p {asked.top_p:g}"] * (asked.top_p < 1)
     after = repr(asked.prompt) if asked.prompt else "the end of the text before test, with which it begins here"
     caption = f"What the first seed's model writes after {after}: {asked.length:,} tokens, {', '.join(told)}."
@@ -88,8 +93,10 @@ def continued(net: Any, params: Any, start: np.ndarray, asked: Writing, key: Arr
       net: a model with a cache for decoding ("cache", by decode=True), or one that keeps its state ("carry").
     """
     room, written = getattr(net, "length", 0), start
-    how = {"temperature": asked.temperature, "top_k": asked.top_k, "top_p": asked.top_p}
-    run = jax.jit(functools.partial(_segment, net, how), static_argnames="length")
+    how: dict[str, Any] = {"temperature": asked.temperature, "top_k": asked.top_k, "top_p": asked.top_p}
+    run = jax.jit(
+        functools.partial(_segment, net, {"beam": asked.beam} if asked.beam else how), static_argnames="length"
+    )
     while len(written) - len(start) < asked.length:
         context = written[-(room // 2 or 1) :] if room else written
         length = max(1, room - len(context)) if room else asked.length
@@ -114,7 +121,11 @@ def _segment(net: Any, how: dict[str, Any], params: Any, prompt: Array, key: Arr
         return model.apply({"params": params}, prompt[:, :1], train=False, mutable=[kind], **more)[1][kind]
 
     cache = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(empty))
-    return decoding.sample(step, cache, prompt, key, length=length, **how)
+    if "beam" not in how:
+        return decoding.sample(step, cache, prompt, key, length=length, **how)
+    if prompt.shape[1] > 1:
+        cache = decoding.read(step, cache, prompt[:, :-1])[1]
+    return decoding.beam(step, cache, prompt[:, -1], width=how["beam"], length=length, end=NO_END).tokens[:, 0]
 
 
 def by_context(logits_of: LogitsOf, views: View, test: Tokens) -> Curves:
