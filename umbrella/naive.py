@@ -97,7 +97,7 @@ def har(log_variance: F64, horizon: int, rows: NDArray[np.int64]) -> F64:
     variances.
     """
     z = np.asarray(log_variance, np.float64)
-    known = [z] + [np.log(_trailing(np.exp(z), days)) for days in (5, 22)]
+    known = [z] + [np.log(trailing(np.exp(z), days)) for days in (5, 22)]
     return regression(np.column_stack(known), z, horizon, rows)
 
 
@@ -109,7 +109,12 @@ def lagged(z: F64, order: int) -> F64:
     return out
 
 
-def _trailing(x: F64, days: int) -> F64:
+def trailing(x: F64, days: int) -> F64:
+    """The mean f64[T] of each day and the days - 1 before it; NaN where there are fewer.
+
+    >>> trailing(np.array([1.0, 3.0, 5.0]), 2).tolist()
+    [nan, 2.0, 4.0]
+    """
     out = np.full(len(x), np.nan)
     if len(x) >= days:
         out[days - 1 :] = np.lib.stride_tricks.sliding_window_view(x, days).mean(-1)

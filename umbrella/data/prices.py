@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from umbrella.data.series import Series
+from umbrella.naive import trailing
 
 Estimator = Literal["parkinson", "garman_klass"]
 FEATURES = ("return", "overnight", "variance", "variance, 5 days", "variance, 22 days", "volume")
@@ -66,18 +67,6 @@ def market(all_prices: list[Series], estimator: Estimator) -> list[np.ndarray]:
     out = [mean[place] for place in places]
     for one in out:
         one[:WARM] = np.nan
-    return out
-
-
-def trailing(x: np.ndarray, days: int) -> np.ndarray:
-    """The mean f64[T] of each day and the days - 1 before it; NaN where there are fewer.
-
-    >>> trailing(np.array([1.0, 3.0, 5.0]), 2).tolist()
-    [nan, 2.0, 4.0]
-    """
-    out = np.full(len(x), np.nan)
-    if len(x) >= days:
-        out[days - 1 :] = np.lib.stride_tricks.sliding_window_view(x, days).mean(-1)
     return out
 
 

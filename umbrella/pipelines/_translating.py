@@ -66,14 +66,16 @@ class Translation(NamedTuple):
         def of(views: View, key: Array) -> Review:
             lanes = len(jax.tree.leaves(views)[0])
             numbers: dict[str, dict[str, Any]] = {}
+            shown: Any = None
             for split in (s for s in SCORED if self.known[s]):
                 alone = [jax.tree.map(lambda v, k=k: v[k : k + 1], views) for k in range(lanes)]
                 made = [self._texts(run, one, split) for one in alone]
+                shown = made[0] if split == "test" else shown
                 each = [self._scores(texts, split) for _, _, texts in made]
                 numbers[split] = {m: [e[m] for e in each] if lanes > 1 else each[0][m] for m in each[0]}
             if lanes > 1:
                 numbers["ensemble"] = self._scores(self._texts(run, views, "test")[2], "test")
-            return Review(numbers, self._figures(self._variables(resolve, views.lane(0)), *made[0]))
+            return Review(numbers, self._figures(self._variables(resolve, views.lane(0)), *shown))
 
         return of
 
