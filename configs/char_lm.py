@@ -29,7 +29,7 @@ def get_config(variant: str = "gpt") -> ConfigDict:
     c.sample = dict(prompt="", length=500, temperature=0.8, top_k=0, top_p=1.0)
     c.log_every, c.eval_every, c.checkpoint_every = "50 steps", "10%", "20%"
     if variant == "gpt":
-        c.length, c.stride = 128, 64
+        c.length, c.stride = 128, 0
         c.model = dict(name="gpt", width=160, layers=4, heads=5, positions="rotary", dropout=0.0)
         c.optimizer = dict(name="muon", learning_rate=3e-3, schedule="cosine", warmup="5%", weight_decay=0.1, clip=1.0)
         c.batch_size = 32
