@@ -10,6 +10,7 @@ Measured on two cores of an AMD EPYC, beside much other work, on tiny shakespear
 characters are test, every one scored with what stands before it; nats per character with the last parameters, 1 seed.
 
     lstm, 955,206 parameters, 12 epochs    41 minutes    1.570    n-grams by Kneser-Ney of 5: 1.632, of 6: 1.593
+    gpt, 1,248,710 parameters, 5 epochs   7 minutes    1.537    with nothing beside it
 """
 
 from ml_collections import ConfigDict
