@@ -17,8 +17,8 @@ distinct sources of test and against all their translations. docs/results.md has
     pairs, seeds=3       23 minutes    20.7 +- 0.5, 36.5 +- 0.4, n = 3 seeds       12.9, 30.6
                                        the three together 23.3, 38.8
 
-Test of the pairs is 1,000 of the 2,597 distinct English sentences in the first 5,000 lines of Tatoeba's French pairs; a
-third of them have a word that train does not have. One model is at 1.6 times the floor, three together at 1.8 times.
+Test of the pairs is 1,000 of the 2,597 distinct English sentences in the first 5,000 lines of Tatoeba's French pairs.
+One model is at 1.6 times the floor, three together at 1.8 times.
 """
 
 from ml_collections import ConfigDict

@@ -151,6 +151,15 @@ def sample_rows(model: NGrams, rows: int, length: int, start: int, seed: int) ->
     return out[:, reach:]
 
 
+def fits(size: int, order: int) -> bool:
+    """Whether n-grams of so many tokens, of a vocabulary of so many, are numbers of 62 bits.
+
+    >>> fits(70, 6), fits(20_000, 5)
+    (True, False)
+    """
+    return size**order < _ROOM
+
+
 def number(rows: np.ndarray, size: int) -> np.ndarray:
     """i64[B] from i64[B, n]: each row as a number in base `size`.
 
@@ -166,7 +175,7 @@ def number(rows: np.ndarray, size: int) -> np.ndarray:
 def _check(tokens: np.ndarray, order: int, size: int) -> None:
     if order < 1 or len(tokens) < order:
         raise ValueError(f"{len(tokens)} tokens do not make n-grams of {order}")
-    if size**order >= _ROOM:
+    if not fits(size, order):
         raise ValueError(f"n-grams of {order} of {size:,} tokens do not fit into 62 bits")
     if tokens.min() < 0 or tokens.max() >= size:
         raise ValueError(f"tokens from {tokens.min()} to {tokens.max()}, for a vocabulary of {size}")

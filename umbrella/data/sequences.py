@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from umbrella.data.sources import Columns
-from umbrella.data.streams import Data, Slot, order
+from umbrella.data.streams import Data, Slot, order, stacked
 from umbrella.settings import SettingsError
 
 
@@ -28,13 +28,14 @@ class Tokens:
     def __init__(self, tokens: np.ndarray, length: int, before: np.ndarray | None = None):
         self.tokens, self.length = tokens.astype(np.int32), length
         self.before = np.zeros(0, np.int32) if before is None else before.astype(np.int32)
+        self.whole = np.concatenate([self.before, self.tokens])  # once: rows are cut from it batch by batch
 
     def __len__(self) -> int:
         targets = len(self.tokens) - (len(self.before) == 0)
         return max(0, -(-targets // self.length)) if len(self.tokens) + len(self.before) > self.length else 0
 
     def __getitems__(self, indices: np.ndarray) -> Columns:
-        whole, first = np.concatenate([self.before, self.tokens]), max(1, len(self.before))
+        whole, first = self.whole, max(1, len(self.before))
         start = np.minimum(first + np.asarray(indices, np.int64) * self.length, len(whole) - self.length) - 1
         cut = whole[start[:, None] + np.arange(self.length + 1)[None]]
         return {"x": cut[:, :-1], "y": cut[:, 1:], "fresh": np.ones(len(cut), np.float32)}
@@ -61,8 +62,9 @@ def windows(source: Tokens, batch_size: int) -> Data:
     def slot(seed: int, step: int) -> Slot:
         position = int(step) * batch_size + np.arange(batch_size)
         start = order(int(seed), n, position) * source.length
-        moved = np.array([_moved(int(seed), int(e), most) for e in position // n])
-        return {"start": (start + moved).astype(np.int32)}
+        epochs, which = np.unique(position // n, return_inverse=True)  # one or two: a generator takes 15 us to make
+        moved = np.array([_moved(int(seed), int(e), most) for e in epochs])
+        return {"start": (start + moved[which]).astype(np.int32)}
 
     return _data(source, slot, batch_size, n)
 
@@ -105,9 +107,7 @@ def _data(source: Tokens, slot: Any, batch_size: int, size: int) -> Data:
         return {"x": cut[:, :-1], "y": cut[:, 1:], "fresh": fresh}
 
     def stream(seeds: tuple[int, ...], start: int, stop: int) -> Generator[Slot, None, None]:
-        for step in range(start, stop):
-            slots = [slot(seed, step) for seed in seeds]
-            yield slots[0] if len(slots) == 1 else {k: np.stack([s[k] for s in slots]) for k in slots[0]}
+        return (stacked(slot, seeds, step) for step in range(start, stop))
 
     return Data({"tokens": source.tokens}, slot, fetch, stream, size, batch_size)
 
@@ -141,7 +141,7 @@ class sliding:
 
     def __iter__(self) -> Iterator[Columns]:
         length, stride, n = self.source.length, self.stride, len(self.source.tokens)
-        whole = np.concatenate([self.source.before, self.source.tokens])
+        whole = self.source.whole
         first = len(self.source.before)  # of the targets, in `whole`
         for start in range(0, self.rows, self.size):
             row = np.arange(start, start + self.size)
@@ -172,7 +172,7 @@ class following:
 
     def __iter__(self) -> Iterator[Columns]:
         length, n = self.source.length, len(self.source.tokens)
-        whole = np.concatenate([self.source.before, self.source.tokens])
+        whole = self.source.whole
         first = len(self.source.before)
         begin = np.arange(self.size)[:, None] * self.track
         for i in range(len(self)):

@@ -55,7 +55,7 @@ def in_memory(source: Source, batch_size: int, *, resample: bool = False, named:
     slot = _slot(_Indices(len(source), batch_size, resample), len(source), batch_size, resample=resample, named=named)
 
     def stream(seeds: tuple[int, ...], start: int, stop: int) -> Generator[Slot, None, None]:
-        return (_stacked(slot, seeds, step) for step in range(start, stop))
+        return (stacked(slot, seeds, step) for step in range(start, stop))
 
     return Data(on_device(source.arrays), slot, gather, stream, len(source), batch_size)
 
@@ -81,7 +81,7 @@ def streaming(
     slot = _slot(_Batch(source, batch_size, resample), len(source), batch_size, resample=resample, named=named)
 
     def stream(seeds: tuple[int, ...], start: int, stop: int) -> Generator[Slot, None, None]:
-        make = functools.partial(_stacked, slot, tuple(seeds))
+        make = functools.partial(stacked, slot, tuple(seeds))
         if workers:
             return processes.in_order(make, start, stop, workers)
         return (make(step) for step in range(start, stop))
@@ -206,7 +206,8 @@ def _slot(
     return _Named(slot, n, batch_size, resample) if named else slot
 
 
-def _stacked(slot: Callable[[int, int], Slot], seeds: tuple[int, ...], step: int) -> Slot:
+def stacked(slot: Callable[[int, int], Slot], seeds: tuple[int, ...], step: int) -> Slot:
+    """The slot of a step: of one seed as it is, of several with a leading axis [K]."""
     slots = [slot(seed, step) for seed in seeds]
     return slots[0] if len(slots) == 1 else {k: np.stack([s[k] for s in slots]) for k in slots[0]}
 

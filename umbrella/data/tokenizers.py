@@ -12,7 +12,6 @@ import binascii
 import collections
 import dataclasses
 import functools
-import hashlib
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -101,12 +100,6 @@ def from_json(value: Any) -> Tokenizer:
     if not (fits and len(set(parts)) == len(parts)):
         raise SettingsError(f"tokenizer {kind!r}: its parts must be different texts; found {parts!r:.60}")
     return Listed(kind, tuple(parts))
-
-
-def digest(tokenizer: Tokenizer) -> str:
-    """32 hexadecimal digits that differ for tokenizers that differ."""
-    told = repr(sorted(tokenizer.to_json().items()))
-    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
 
 def padded(

@@ -4,7 +4,7 @@ An input is tokens i32[B, T]; of a recurrent model also {"tokens": i32[B, T], "f
 the last batch's ended unless they are fresh. The output is logits f32[B, T, V].
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -49,7 +49,7 @@ class GPT(nn.Module):
     def __call__(self, x: Any, *, decode: bool = False, train: bool) -> Array:
         tokens = x["tokens"] if isinstance(x, Mapping) else x
         embedding = nn.Embed(self.words, self.width, embedding_init=nn.initializers.normal(0.02), name="embedding")
-        h = _stack(self, causal=True)(embedding(tokens), decode=decode, train=train)
+        h = stack(self, causal=True)(embedding(tokens), decode=decode, train=train)
         return _head(self, h, embedding)
 
 
@@ -81,7 +81,7 @@ class BERT(nn.Module):
     def __call__(self, x: Any, *, train: bool) -> Array:
         tokens = x["tokens"] if isinstance(x, Mapping) else x
         embedding = nn.Embed(self.words, self.width, embedding_init=nn.initializers.normal(0.02), name="embedding")
-        h = _stack(self, causal=False)(embedding(tokens), there=(tokens > 0).astype(jnp.float32), train=train)
+        h = stack(self, causal=False)(embedding(tokens), there=(tokens > 0).astype(jnp.float32), train=train)
         table = embedding.embedding if self.tied else None
         return MaskedHead(self.words, self.activation, name="head")(h, table)
 
@@ -136,7 +136,7 @@ class RecurrentLM(nn.Module):
         size = self.embedding or self.width
         embedding = nn.Embed(self.words, size, embedding_init=nn.initializers.normal(0.1), name="embedding")
         h = nn.Dropout(self.dropout, deterministic=not train)(embedding(tokens))
-        stack = Recurrent(
+        layers = Recurrent(
             cell=self.cell,
             width=self.width,
             layers=self.layers,
@@ -144,13 +144,34 @@ class RecurrentLM(nn.Module):
             stateful=self.stateful,
             name="recurrent",
         )
-        h = nn.Dropout(self.dropout, deterministic=not train)(stack(h, fresh=fresh, train=train))
+        h = nn.Dropout(self.dropout, deterministic=not train)(layers(h, fresh=fresh, train=train))
         if self.tied and size != self.width:
             h = nn.Dense(size, name="projection")(h)
         return _head(self, h, embedding)
 
 
-def _stack(of: Any, *, causal: bool) -> Transformer:
+def decoder(net: Any, params: Any, rows: int) -> tuple[Callable[[Any, Array], tuple[Array, Any]], Any]:
+    """(step, the cache of `rows` rows that have read nothing), as `umbrella.decoding` wants them.
+
+    Args:
+      net: a RecurrentLM, which goes on from its state, or a GPT, which does from the keys and values it has seen.
+      params: its own, without a scope.
+    """
+    recurrent = isinstance(net, RecurrentLM)
+    kind, model = ("carry", net.clone(stateful=True)) if recurrent else ("cache", net)
+    more: dict[str, Any] = {} if recurrent else {"decode": True}
+
+    def read(variables: Any, tokens: Array) -> tuple[Array, Any]:
+        out, new = model.apply({"params": params, **variables}, tokens[:, None], train=False, mutable=[kind], **more)
+        return out[:, 0], new[kind]
+
+    empty = jax.eval_shape(lambda: read({}, jnp.zeros(rows, jnp.int32))[1])
+    cache = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), empty)
+    return lambda cache, tokens: read({kind: cache}, tokens), cache
+
+
+def stack(of: Any, *, causal: bool) -> Transformer:
+    """The Transformer that a module with fields of these names consists of, called "transformer" in it."""
     return Transformer(
         width=of.width,
         layers=of.layers,

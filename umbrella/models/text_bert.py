@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from umbrella.models.attention import Additive, Positions
+from umbrella.models.language import stack
 from umbrella.models.layers import Activation
-from umbrella.models.transformer import Precision, Transformer
+from umbrella.models.transformer import Precision
 from umbrella.settings import Count, Fraction, Natural
 
 Array = jax.Array
@@ -26,7 +27,7 @@ class TextBERT(nn.Module):
       out: size of the output.
       words: size of the vocabulary.
       length: positions it has learnt, at least as many as a text has.
-      width, layers, heads, hidden, positions, activation, precision: see BERT.
+      width, layers, heads, hidden, positions, activation, remat, precision: see BERT.
       dropout: within the encoder and of the pooled vector.
 
     Source: Devlin et al. 2019, section 3.2. Deviation: pooled by attention over the text and not by the vector of a
@@ -43,6 +44,7 @@ class TextBERT(nn.Module):
     positions: Positions = "learned"
     dropout: Fraction = 0.1
     activation: Activation = "gelu"
+    remat: bool = False
     precision: Precision = "f32"
 
     @nn.compact
@@ -52,19 +54,8 @@ class TextBERT(nn.Module):
         e = nn.Embed(self.words, self.width, embedding_init=nn.initializers.normal(0.02), name="embedding")(tokens)
         if isinstance(x, Mapping):
             e = e + x["delta"] * there[..., None]
-        stack = Transformer(
-            width=self.width,
-            layers=self.layers,
-            heads=self.heads,
-            hidden=self.hidden,
-            positions=self.positions,
-            length=self.length,
-            dropout=self.dropout,
-            activation=self.activation,
-            precision=self.precision,
-            name="transformer",
-        )
-        return PooledHead(self.out, self.dropout, name="head")(stack(e, there=there, train=train), there, train)
+        h = stack(self, causal=False)(e, there=there, train=train)
+        return PooledHead(self.out, self.dropout, name="head")(h, there, train)
 
 
 class PooledHead(nn.Module):

@@ -22,13 +22,13 @@ def chosen(names: bool | tuple[str, ...], size: int) -> tuple[int, ...]:
       SettingsError: no such rival, or too many tokens for it.
     """
     if isinstance(names, bool):
-        return tuple(n for n in USUAL if size**n < 2**62) if names else ()
+        return tuple(n for n in USUAL if ngrams.fits(size, n)) if names else ()
     orders = []
     for name in names:
         found = re.fullmatch(r"kneser_ney_([1-9])", name)
         if not found or int(found[1]) > MOST:
             raise SettingsError(f"config.baselines: no rival {name!r} (one of: kneser_ney_1 to kneser_ney_{MOST})")
-        if size ** int(found[1]) >= 2**62:
+        if not ngrams.fits(size, int(found[1])):
             raise SettingsError(
                 f"config.baselines: {name!r} is too long for {size:,} different tokens; say a shorter one"
             )

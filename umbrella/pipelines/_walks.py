@@ -11,6 +11,7 @@ from umbrella import data
 from umbrella.data import Data, Dataset, dates, prices, series, simulated, walk
 from umbrella.data.dates import written as dates_of
 from umbrella.data.sources import Rows, info
+from umbrella.data.streams import stacked
 from umbrella.data.walk import Fold, Scales, Table, Walk
 from umbrella.experiment import RunSettings
 from umbrella.settings import Count, Natural, Range, SettingsError
@@ -299,8 +300,6 @@ def in_turn(whole: Data, dataset: Dataset, run: RunSettings) -> Data:
         return {"idx": rows.astype(np.int32), "fold": np.full(run.batch_size, fold, np.int32)}
 
     def stream(seeds: tuple[int, ...], start: int, stop: int) -> Generator[dict[str, np.ndarray], None, None]:
-        for step in range(start, stop):
-            slots = [slot(seed, step) for seed in seeds]
-            yield slots[0] if len(slots) == 1 else {k: np.stack([s[k] for s in slots]) for k in slots[0]}
+        return (stacked(slot, seeds, step) for step in range(start, stop))
 
     return whole._replace(slot=slot, stream=stream)

@@ -12,6 +12,7 @@ from umbrella import decoding, losses
 from umbrella.artifacts import Curves, Table, Text
 from umbrella.data.sequences import Tokens
 from umbrella.data.tokenizers import MASK, Tokenizer
+from umbrella.models.language import decoder
 from umbrella.objective import Array, View
 from umbrella.pipelines._ngrams import places
 from umbrella.scores import interval
@@ -94,9 +95,8 @@ def continued(net: Any, params: Any, start: np.ndarray, asked: Writing, key: Arr
     """
     room, written = getattr(net, "length", 0), start
     how: dict[str, Any] = {"temperature": asked.temperature, "top_k": asked.top_k, "top_p": asked.top_p}
-    run = jax.jit(
-        functools.partial(_segment, net, {"beam": asked.beam} if asked.beam else how), static_argnames="length"
-    )
+    how = {"beam": asked.beam} if asked.beam else how
+    run = jax.jit(functools.partial(_segment, net, how), static_argnames="length")
     while len(written) - len(start) < asked.length:
         context = written[-(room // 2 or 1) :] if room else written
         length = max(1, room - len(context)) if room else asked.length
@@ -108,19 +108,7 @@ def continued(net: Any, params: Any, start: np.ndarray, asked: Writing, key: Arr
 
 def _segment(net: Any, how: dict[str, Any], params: Any, prompt: Array, key: Array, *, length: int) -> Array:
     """i32[1, length]: what follows i32[1, P]."""
-    recurrent = hasattr(net, "stateful")
-    kind, model = ("carry", net.clone(stateful=True)) if recurrent else ("cache", net)
-    more: dict[str, Any] = {} if recurrent else {"decode": True}
-
-    def step(cache: Any, tokens: Array) -> tuple[Array, Any]:
-        now = {"params": params, kind: cache}
-        logits, new = model.apply(now, tokens[:, None], train=False, mutable=[kind], **more)
-        return logits[:, 0], new[kind]
-
-    def empty() -> Any:
-        return model.apply({"params": params}, prompt[:, :1], train=False, mutable=[kind], **more)[1][kind]
-
-    cache = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(empty))
+    step, cache = decoder(net, params, len(prompt))
     if "beam" not in how:
         return decoding.sample(step, cache, prompt, key, length=length, **how)
     if prompt.shape[1] > 1:
@@ -149,7 +137,7 @@ def one_hidden(logits_of: LogitsOf, views: View, test: Tokens, size: int) -> dic
     """One token hidden at a time, the model sees the others of a row around it: nats and accuracy, of one seed or of
     each."""
     at, length = places(len(test.tokens), size), test.length
-    whole, first = np.concatenate([test.before, test.tokens]), len(test.before)
+    whole, first = test.whole, len(test.before)
     start = np.minimum(first + at - length // 2, len(whole) - length)
     nats, hits = [], []
     for i in range(0, len(at), BATCH):

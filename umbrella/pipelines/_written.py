@@ -14,13 +14,13 @@ from umbrella.experiment import Review
 from umbrella.models import RecurrentLM
 from umbrella.objective import Array, View
 from umbrella.pipelines import _rows
+from umbrella.pipelines._ngrams import MOST
 from umbrella.scores import interval
 from umbrella.settings import Count, SettingsError
 from umbrella.transforms.policy import GEN, draw_rows
 
 BEGAN = "start"  # the scope of the generator as it was
 SHOWN = 20  # rows of text
-MOST_ORDER = 7
 
 
 class Sampling(NamedTuple):
@@ -50,8 +50,8 @@ def sampling(
         raise SettingsError(f"config.sample.temperatures: {values}: must be positive and ascending")
     if 1.0 not in values:
         raise SettingsError(f"config.sample.temperatures: {values}: 1 must be among them, by which a game is judged")
-    if order > MOST_ORDER:
-        raise SettingsError(f"config.sample.order: {order}: must be at most {MOST_ORDER}")
+    if order > MOST:
+        raise SettingsError(f"config.sample.order: {order}: must be at most {MOST}")
     return Sampling(rows, values, order)
 
 

@@ -12,6 +12,7 @@ from umbrella import data, scores
 from umbrella.artifacts import Curves, Images, Table
 from umbrella.data import Data, Dataset
 from umbrella.data.sources import take
+from umbrella.data.streams import stacked
 from umbrella.experiment import Experiment, Review, RunSettings
 from umbrella.objective import Array, Aux, Batch, Ctx, Objective, Params, State, Transform, View, chain
 from umbrella.pipelines import _codes, _detectors
@@ -158,9 +159,7 @@ def in_turn(whole: Data, dataset: Dataset, run: RunSettings) -> Data:
         return {"idx": rows.astype(np.int32), "lane": np.full(run.batch_size, lane, np.int32)}
 
     def stream(seeds: tuple[int, ...], start: int, stop: int) -> Generator[dict[str, np.ndarray], None, None]:
-        for step in range(start, stop):
-            slots = [slot(seed, step) for seed in seeds]
-            yield slots[0] if len(slots) == 1 else {k: np.stack([s[k] for s in slots]) for k in slots[0]}
+        return (stacked(slot, seeds, step) for step in range(start, stop))
 
     return whole._replace(slot=slot, stream=stream)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from umbrella import losses, optim, settings, transforms
+from umbrella import losses, ngrams, optim, settings, transforms
 from umbrella.data import corpus, sequences
 from umbrella.data.tokenizers import START
 from umbrella.experiment import Durations, Experiment, Review, RunSettings
@@ -81,7 +81,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
     dataset = settings.call(corpus.load, own.data, "data.")
     found = language.read(dataset, None, own.tokens, own.vocabulary, own.length)
     size = found.tokenizer.size
-    if size**asked.order >= 2**62:
+    if not ngrams.fits(size, asked.order):
         raise SettingsError(f"config.sample.order: {asked.order} is too long for {size:,} different tokens; say less")
     durations = Durations.of(run, len(found.parts["train"]))
     generator = RecurrentLM(words=size, stateful=False, **nets["generator"])
