@@ -31,6 +31,24 @@ def test_attend_is_the_formula() -> None:
     np.testing.assert_allclose(nothing, np.broadcast_to(v.mean(1, keepdims=True), v.shape), atol=1e-5)
 
 
+def test_attend_in_blocks_is_the_formula() -> None:
+    """A causal pass over 192 positions multiplies three blocks of queries with no more keys than they may see."""
+    q, k, v = (np.asarray(jax.random.normal(jax.random.fold_in(KEY, i), (2, 192, 2, 4))) for i in range(3))
+    mask = np.random.default_rng(0).random((2, 1, 192, 192)) < 0.7
+    mask |= np.eye(192, dtype=bool)
+    for given in (mask, mask[:, :, :1] | True):
+        got = attend(q, k, v, causal=True, mask=jnp.asarray(given))
+        scores = np.einsum("bthd,bshd->bhts", q, k) / 2
+        want = softmax(np.where(np.tril(np.ones((192, 192), bool)) & given, scores, -np.inf))
+        np.testing.assert_allclose(got, np.einsum("bhts,bshd->bthd", want, v), atol=1e-5)
+    # Rates are the bytes' (see layers.drop); the mean of many draws is what there is without.
+    keys = jax.random.split(KEY, 400)
+    mean = jax.vmap(lambda key: attend(q, k, v, causal=True, dropout=0.25, key=key))(keys).mean(0)
+    plain = attend(q, k, v, causal=True)
+    assert float(jnp.abs(mean - plain).max()) < 0.35  # sd of the mean is at most max|v| sqrt(.25 / .75 / 400) = .13
+    assert float(jnp.abs(mean - plain).mean()) < 0.02
+
+
 def test_additive_and_dot_are_the_papers() -> None:
     keys, query = jax.random.normal(KEY, (2, 4, 3)), jax.random.normal(KEY, (2, 3))
     there = jnp.array([[1.0, 1, 1, 1], [1, 1, 0, 0]])

@@ -5,12 +5,13 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
 
 from umbrella import models
-from umbrella.models import MLP, VAE
+from umbrella.models import MLP, VAE, layers
 from umbrella.models.coders import doubled
 from umbrella.settings import SettingsError
 from umbrella.train_state import parameter_count
@@ -19,6 +20,7 @@ KEYS = {"params": jax.random.key(0), "latent": jax.random.key(1), "dropout": jax
 X = np.random.default_rng(0).normal(size=(5, 2, 3)).astype(np.float32)
 ACTIVATIONS = {
     "relu": lambda v: np.maximum(v, 0),
+    "relu2": lambda v: np.maximum(v, 0) ** 2,
     "tanh": np.tanh,
     "silu": lambda v: v * special.expit(v),
     "gelu": lambda v: 0.5 * v * (1 + np.tanh(np.sqrt(2 / np.pi) * (v + 0.044715 * v**3))),  # the usual approximation
@@ -53,7 +55,15 @@ def norm(h: np.ndarray, p: Any, stats: Any = None) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("kind", "activation"),
-    [("none", "relu"), ("none", "tanh"), ("none", "silu"), ("none", "gelu"), ("layer", "relu"), ("batch", "relu")],
+    [
+        ("none", "relu"),
+        ("none", "relu2"),
+        ("none", "tanh"),
+        ("none", "silu"),
+        ("none", "gelu"),
+        ("layer", "relu"),
+        ("batch", "relu"),
+    ],
 )
 def test_mlp_is_numpys(kind: str, activation: str) -> None:
     model = MLP(out=4, hidden=(7, 6), norm=kind, activation=activation, dropout=0.5)
@@ -296,3 +306,41 @@ def test_build_refuses(config: dict[str, Any], says: str) -> None:
     with pytest.raises(SettingsError) as error:
         models.build(config, only=("mlp",), out=3)
     assert str(error.value).startswith(says)
+
+
+def test_products_of_more_axes_are_flax_s() -> None:
+    """flax's own Dense multiplies f32[B, T, D] by another program."""
+    x = jax.random.normal(jax.random.key(0), (2, 3, 5))
+    ours, theirs = layers.Dense(4), nn.Dense(4)
+    params = theirs.init(jax.random.key(1), x)
+
+    def loss(model: nn.Module, params: Any, x: Any) -> Any:
+        return jnp.sum(jnp.sin(model.apply(params, x)))
+
+    got, want = (jax.value_and_grad(partial(loss, m), argnums=(0, 1))(params, x) for m in (ours, theirs))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got, want)
+    kernel = params["params"]["kernel"]
+    np.testing.assert_allclose(layers.product(x, kernel), np.asarray(x) @ np.asarray(kernel), rtol=1e-5)
+
+
+def test_dropout_keeps_the_mean_and_the_share() -> None:
+    """77 of 256 are dropped at .3, so a number is kept with p = 179/256 and multiplied by 256/179; sd of a share of n
+    numbers: sqrt(p (1 - p) / n)."""
+    x = jnp.full((100, 50, 33), 2.0)  # 33: bytes are drawn by fours
+    y = np.asarray(layers.Dropout(0.3).apply({}, x, deterministic=False, rngs={"dropout": jax.random.key(0)}))
+    p, n = 179 / 256, x.size
+    assert set(np.unique(y)) == {np.float32(0), np.float32(2 * 256 / 179)}
+    assert abs((y > 0).mean() - p) < 4 * np.sqrt(p * (1 - p) / n)
+    neighbours = ((y[..., 1:] > 0) & (y[..., :-1] > 0)).mean()
+    assert abs(neighbours - p * p) < 0.006, "bytes of one word are independent"
+    assert abs(((y[:, 1:] > 0) & (y[:, :-1] > 0)).mean() - p * p) < 0.006
+
+
+def test_dropout_of_an_axis_at_the_ends_and_off() -> None:
+    x, rngs = jnp.ones((4, 6, 8)), {"dropout": jax.random.key(0)}
+    y = np.asarray(layers.Dropout(0.5, broadcast_dims=(1,)).apply({}, x, deterministic=False, rngs=rngs))
+    assert (y == y[:, :1]).all()
+    assert 0 < (y > 0).mean() < 1
+    assert not layers.Dropout(1.0).apply({}, x, deterministic=False, rngs=rngs).any()
+    for rate, off in ((0.5, True), (0.0, False), (0.001, False)):
+        np.testing.assert_array_equal(layers.Dropout(rate).apply({}, x, deterministic=off, rngs=rngs), x)

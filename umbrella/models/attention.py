@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from umbrella.models.layers import Dense, drop
 from umbrella.settings import Count, Fraction, Natural, SettingsError
 
 Array = jax.Array
@@ -14,6 +15,7 @@ Positions = Literal["learned", "sinusoidal", "rotary", "none"]
 NOWHERE = -1e30  # the score of what may not be looked at: finite, so that a row without anything to look at is, too
 FLASH = (jnp.bfloat16, jnp.float16)  # the dtypes of cuDNN's fused attention
 WIDEST = 128  # numbers of a head there
+BLOCK, BLOCKS = 64, 8  # queries that are looked at together in a causal pass, and the most such blocks
 
 
 def attend(
@@ -47,17 +49,39 @@ def attend(
     fits = q.dtype in FLASH and q.shape[-1] <= WIDEST and q.shape[-1] % 8 == 0
     if plain and fits and "cuda" in jax.devices()[0].client.platform_version.lower():
         return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation="cudnn")
-    scores = jnp.einsum("bthd,bshd->bhts", q * (1 / math.sqrt(q.shape[-1])), k).astype(jnp.float32)
-    if causal:
-        before = jnp.tril(jnp.ones(scores.shape[-2:], bool))[None, None]
-        scores = jnp.where(before, scores, NOWHERE)
-    if mask is not None:
-        scores = jnp.where(mask, scores, NOWHERE)
+    t = q.shape[1]
+    blocks = min(BLOCKS, t // BLOCK) if causal else 1
+    if not blocks or t % blocks:
+        blocks = 1
+    q, k, v = (jnp.swapaxes(z, 1, 2) for z in (q * (1 / math.sqrt(q.shape[-1])), k, v))
+    keys = [key] if key is None or blocks == 1 else list(jax.random.split(key, blocks))
+    made = []
+    for i in range(blocks):  # what comes after a block of queries is not multiplied with it, only to be hidden
+        start, end = i * t // blocks, (i + 1) * t // blocks
+        reach = end if causal else k.shape[2]
+        seen = None if mask is None else _part(mask, start, end, reach)
+        if causal:
+            before = jnp.arange(reach)[None, None, None] <= jnp.arange(start, end)[None, None, :, None]
+            seen = before if seen is None else before & seen
+        drawn = None if key is None else keys[i]
+        made.append(_mix(q[:, :, start:end], k[:, :, :reach], v[:, :, :reach], seen, dropout, drawn))
+    return jnp.swapaxes(jnp.concatenate(made, 2) if blocks > 1 else made[0], 1, 2)
+
+
+def _mix(q: Array, k: Array, v: Array, seen: Array | None, dropout: float, key: Array | None) -> Array:
+    """f32[B, H, T, D], f32[B, H, S, D] twice, bool[B or 1, H or 1, T or 1, S] or None -> f32[B, H, T, D]."""
+    scores = jnp.einsum("bhtd,bhsd->bhts", q, k).astype(jnp.float32)
+    if seen is not None:
+        scores = jnp.where(seen, scores, NOWHERE)
     weights = jax.nn.softmax(scores, -1).astype(v.dtype)
     if dropout and key is not None:
-        kept = jax.random.bernoulli(key, 1 - dropout, weights.shape)
-        weights = jnp.where(kept, weights / (1 - dropout), 0)
-    return jnp.einsum("bhts,bshd->bthd", weights, v)
+        weights = drop(key, weights, dropout)
+    return jnp.einsum("bhts,bhsd->bhtd", weights, v)
+
+
+def _part(mask: Array, start: int, end: int, reach: int) -> Array:
+    rows = mask if mask.shape[2] == 1 else mask[:, :, start:end]
+    return rows[..., :reach]
 
 
 def additive(keys: Array, scores: Array, there: Array | None = None) -> tuple[Array, Array]:
@@ -86,7 +110,7 @@ class Additive(nn.Module):
 
     @nn.compact
     def __call__(self, keys: Array, query: Array | None = None, *, there: Array | None = None) -> tuple[Array, Array]:
-        h = nn.Dense(self.width, name="keys")(keys)
+        h = Dense(self.width, name="keys")(keys)
         if query is not None:
             h = h + nn.Dense(self.width, use_bias=False, name="query")(query)[:, None]
         scores = nn.Dense(1, use_bias=False, name="score")(jnp.tanh(h))[..., 0]
@@ -153,7 +177,7 @@ class MultiHead(nn.Module):
         init, last = nn.initializers.normal(0.02), nn.initializers.normal(0.02 / math.sqrt(2 * self.depth))
 
         def heads(name: str, at: Array, of: int) -> Array:
-            made = nn.Dense(of * self.width, self.bias, kernel_init=init, dtype=self.dtype, name=name)(at)
+            made = Dense(of * self.width, self.bias, kernel_init=init, dtype=self.dtype, name=name)(at)
             return made.reshape(*at.shape[:2], of * self.heads, size)
 
         if memory is None:  # one product for all three
@@ -172,7 +196,7 @@ class MultiHead(nn.Module):
         key = self.make_rng("dropout") if self.dropout and train else None
         h = attend(q, k, v, mask=mask, causal=causal, dropout=self.dropout, key=key)
         h = h.reshape(*h.shape[:2], self.width)
-        return nn.Dense(self.width, self.bias, kernel_init=last, dtype=self.dtype, name="out")(h)
+        return Dense(self.width, self.bias, kernel_init=last, dtype=self.dtype, name="out")(h)
 
     def _cached(self, start: nn.Variable, k: Array, v: Array) -> tuple[Array, Array, Array]:
         """(keys, values, what each new position may look at), of all positions that there is room for."""

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 
+from umbrella.models.layers import Dropout
 from umbrella.models.recurrent import Cell, Recurrent
 from umbrella.settings import Count, Fraction
 
@@ -36,9 +37,9 @@ class TokenDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         h = nn.Embed(self.words, self.embedding, embedding_init=nn.initializers.normal(0.1), name="embedding")(x)
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = Dropout(self.dropout, deterministic=not train)(h)
         h = Recurrent(cell=self.cell, width=self.width, layers=self.layers, dropout=self.dropout, name="recurrent")(
             h, train=train
         )
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = Dropout(self.dropout, deterministic=not train)(h)
         return nn.Dense(1, name="head")(h)[..., 0]

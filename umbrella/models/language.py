@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from umbrella.models.attention import Positions
-from umbrella.models.layers import ACTIVATIONS, Activation
+from umbrella.models.layers import ACTIVATIONS, Activation, Dense, Dropout, product
 from umbrella.models.recurrent import Cell, Recurrent
 from umbrella.models.transformer import Precision, Transformer
 from umbrella.settings import Count, Fraction, Natural
@@ -100,11 +100,11 @@ class MaskedHead(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array, table: Array | None) -> Array:
-        h = ACTIVATIONS[self.activation](nn.Dense(h.shape[-1], name="transform")(h))
+        h = ACTIVATIONS[self.activation](Dense(h.shape[-1], name="transform")(h))
         h = nn.LayerNorm(1e-5, name="norm")(h)
         if table is None:
-            return nn.Dense(self.words, name="words")(h)
-        return h @ table.T + self.param("bias", nn.initializers.zeros_init(), (self.words,))[None, None]
+            return Dense(self.words, name="words")(h)
+        return product(h, table.T) + self.param("bias", nn.initializers.zeros_init(), (self.words,))[None, None]
 
 
 class RecurrentLM(nn.Module):
@@ -135,7 +135,7 @@ class RecurrentLM(nn.Module):
         tokens, fresh = (x["tokens"], x["fresh"]) if isinstance(x, Mapping) else (x, None)
         size = self.embedding or self.width
         embedding = nn.Embed(self.words, size, embedding_init=nn.initializers.normal(0.1), name="embedding")
-        h = nn.Dropout(self.dropout, deterministic=not train)(embedding(tokens))
+        h = Dropout(self.dropout, deterministic=not train)(embedding(tokens))
         layers = Recurrent(
             cell=self.cell,
             width=self.width,
@@ -144,9 +144,9 @@ class RecurrentLM(nn.Module):
             stateful=self.stateful,
             name="recurrent",
         )
-        h = nn.Dropout(self.dropout, deterministic=not train)(layers(h, fresh=fresh, train=train))
+        h = Dropout(self.dropout, deterministic=not train)(layers(h, fresh=fresh, train=train))
         if self.tied and size != self.width:
-            h = nn.Dense(size, name="projection")(h)
+            h = Dense(size, name="projection")(h)
         return _head(self, h, embedding)
 
 
@@ -191,5 +191,5 @@ def stack(of: Any, *, causal: bool) -> Transformer:
 def _head(of: Any, h: Array, embedding: nn.Embed) -> Array:
     """The output, in f32: the embedding's weights or its own, and a bias of every token."""
     if not of.tied:
-        return nn.Dense(of.words, name="head")(h)
-    return embedding.attend(h) + of.param("bias", nn.initializers.zeros_init(), (of.words,))[None, None]
+        return Dense(of.words, name="head")(h)
+    return product(h, embedding.embedding.T) + of.param("bias", nn.initializers.zeros_init(), (of.words,))[None, None]

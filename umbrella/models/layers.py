@@ -13,11 +13,12 @@ from umbrella.choices import one_of
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
+    "relu2": lambda x: jnp.square(nn.relu(x)),  # So et al. 2021 (Primer), section 3
     "gelu": nn.gelu,
     "silu": nn.silu,
     "tanh": nn.tanh,
 }
-Activation = Literal["relu", "gelu", "silu", "tanh"]
+Activation = Literal["relu", "relu2", "gelu", "silu", "tanh"]
 
 Norm = Literal["none", "batch", "layer", "group", "instance", "rms"]
 
@@ -54,6 +55,72 @@ def initializer(name: Init) -> Callable[..., jax.Array]:
     """(key, shape, dtype) -> weights; the last two axes of a shape are in and out, those before them add to in."""
     made: Callable[..., jax.Array] = _INITS[name]()
     return made
+
+
+def product(x: jax.Array, w: jax.Array) -> jax.Array:
+    """f32[..., D] @ f32[D, W] -> f32[..., W], as a product of two matrices.
+
+    Of more than one leading axis XLA's CPU backend makes the gradient of w from a transposed copy of what flows back,
+    and computes that a second time for it: forward and backward of two layers, 160 to 640 and back with a GELU between,
+    on 32 rows of 128 positions take 74 ms so, and 48 ms as matrices.
+    """
+    return (x.reshape(-1, x.shape[-1]) @ w).reshape(*x.shape[:-1], w.shape[-1])
+
+
+def _dense_product(lhs: jax.Array, rhs: jax.Array, dims: Any, **how: Any) -> jax.Array:
+    rows = lhs.reshape(-1, lhs.shape[-1])
+    return jax.lax.dot_general(rows, rhs, (((1,), (0,)), ((), ())), **how).reshape(*lhs.shape[:-1], rhs.shape[-1])
+
+
+class Dense(nn.Dense):
+    """flax's Dense, for inputs f32[..., D] of more than one leading axis, as `product` computes them."""
+
+    dot_general: Callable[..., jax.Array] | None = _dense_product
+
+
+def drop(key: jax.Array, x: jax.Array, rate: float, shape: tuple[int, ...] | None = None) -> jax.Array:
+    """x, of which a share is zero and the rest is larger, so that the mean stays.
+
+    Args:
+      key: what decides.
+      x: f32[...].
+      rate: the share, at most 1, taken to the nearest of 256 steps: a number is kept by one random byte, where a uniform
+        float takes four times as many bits and, of 2.6 million, 15 to 25 ms on two cores (a byte each: 1.4 ms).
+      shape: of what is decided, if some axes are decided together; x's own when None.
+
+    Source: Srivastava et al. 2014, scaled while training.
+    """
+    shape = shape or x.shape
+    kept = round(256 * (1 - rate))
+    if kept >= 256:
+        return x
+    if kept <= 0:
+        return jnp.zeros_like(x)
+    words = jax.random.bits(key, (*shape[:-1], -(-shape[-1] // 4)))
+    some = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*shape[:-1], -1)[..., : shape[-1]]
+    return jnp.where(some < kept, x * jnp.asarray(256 / kept, x.dtype), jnp.zeros((), x.dtype))
+
+
+class Dropout(nn.Module):
+    """flax's Dropout, by `drop`. f32[...] -> the same shape; unchanged when deterministic.
+
+    Attributes:
+      rate: the share that is zero.
+      broadcast_dims: axes along which all share one fate.
+      deterministic: said here or in the call.
+    """
+
+    rate: float
+    broadcast_dims: tuple[int, ...] = ()
+    deterministic: bool | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool | None = None) -> jax.Array:
+        off = nn.merge_param("deterministic", self.deterministic, deterministic)
+        if off or not self.rate:
+            return x
+        shape = tuple(1 if i in self.broadcast_dims else n for i, n in enumerate(x.shape))
+        return drop(self.make_rng("dropout"), x, self.rate, shape)
 
 
 def has_bias(norm: Norm) -> bool:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from umbrella.choices import one_of
 from umbrella.models.carry import carried
+from umbrella.models.layers import Dense
 from umbrella.settings import SettingsError
 
 Array = jax.Array
@@ -112,7 +113,7 @@ class LinearLayer(nn.Module):
                 f"config.model: a width of {w}: the linear recurrence needs an even one, two for a complex number"
             )
         if x.shape[-1] != w:
-            x = nn.Dense(w, name="encode")(x)
+            x = Dense(w, name="encode")(x)
         u = nn.LayerNorm(name="norm")(x)
         drive = self.param("drive", nn.initializers.normal(1 / math.sqrt(2 * w)), (w, w))
         size = jnp.exp(-jnp.exp(self.param("nu", self._nu, (n,))))
@@ -128,7 +129,7 @@ class LinearLayer(nn.Module):
         read = self.param("read", nn.initializers.normal(1 / math.sqrt(n)), (w, w))
         skip = self.param("skip", nn.initializers.normal(1.0), (w,))
         y = nn.gelu(h @ read + skip[None, None] * u)
-        out, gate = jnp.split(nn.Dense(2 * w, name="mix")(y), 2, -1)
+        out, gate = jnp.split(Dense(2 * w, name="mix")(y), 2, -1)
         return x + out * jax.nn.sigmoid(gate)
 
     def _nu(self, key: Array, shape: tuple[int, ...]) -> Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from umbrella.choices import one_of
 from umbrella.models.carry import carried
+from umbrella.models.layers import Dropout, product
 from umbrella.models.linear import LinearLayer
 from umbrella.settings import Count, Fraction
 
@@ -73,7 +74,7 @@ class Recurrent(nn.Module):
         real = None if there is None else there.T[..., None] > 0
         for i in range(self.layers):
             if i and self.dropout:
-                x = nn.Dropout(self.dropout, deterministic=not train)(x)
+                x = Dropout(self.dropout, deterministic=not train)(x)
             both = [self._layer(f"layer_{i}", False)(x, real, fresh)]
             if self.bidirectional:
                 both.append(self._layer(f"layer_{i}_back", True)(x, real, fresh))
@@ -185,7 +186,7 @@ class Layer(nn.Module):
         own = {
             k: self.param(k, nn.initializers.constant(start), (n * w,))[None] for k, (n, start) in kind.weights.items()
         }
-        z = x @ kernel
+        z = product(x, kernel)
         if self.cell == "layernorm_lstm":
             # The paper's two shifts and the bias add up to one bias.
             z = _normed(z) * self.param("input_scale", nn.initializers.ones, (wide,))[None, None]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from umbrella.models.layers import Conv, initializer
+from umbrella.models.layers import Conv, Dropout, initializer
 from umbrella.models.recurrent import Cell, Recurrent, ends, last
 from umbrella.settings import Count, Fraction, Natural
 
@@ -51,7 +51,7 @@ class Rows(nn.Module):
         end = ends if self.bidirectional else last
         h = h.mean(1) if self.readout == "mean" else end(h)
         if self.dropout:
-            h = nn.Dropout(self.dropout, deterministic=not train)(h)
+            h = Dropout(self.dropout, deterministic=not train)(h)
         return nn.Dense(self.out, name="head")(h)
 
     def steps(self, x: Array) -> Array:

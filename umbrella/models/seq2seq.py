@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from umbrella.models.attention import NOWHERE, additive
-from umbrella.models.layers import Activation
+from umbrella.models.layers import Activation, Dense, Dropout, product
 from umbrella.models.recurrent import KINDS, Recurrent, ends
 from umbrella.models.transformer import Precision, Transformer
 from umbrella.settings import Count, Fraction, Natural
@@ -62,8 +62,8 @@ class RecurrentSeq2Seq(nn.Module):
         if self.tied:
             self.bias = self.param("bias", nn.initializers.zeros, (self.words,))
         else:
-            self.head = nn.Dense(self.words)
-        self.drop = nn.Dropout(self.dropout)
+            self.head = Dense(self.words)
+        self.drop = Dropout(self.dropout)
 
     def __call__(self, x: Mapping[str, Array], *, train: bool) -> Array:
         return self.decode(self.encode(x["source"], train=train), x["target_in"], train=train)[0]
@@ -85,7 +85,7 @@ class RecurrentSeq2Seq(nn.Module):
         states, fed, out, context, weights = self.decoder(memory, e)
         h = jnp.tanh(self.readout(jnp.concatenate([out, context, e], -1)))
         h = self.drop(h, deterministic=not train)
-        logits = self.embedding.attend(h) + self.bias[None, None] if self.tied else self.head(h)
+        logits = product(h, self.embedding.embedding.T) + self.bias[None, None] if self.tied else self.head(h)
         return logits, weights, {**memory, "states": states, "fed": fed}
 
     def next(self, memory: Cache, tokens: Array) -> tuple[Array, Cache]:
@@ -117,7 +117,7 @@ class AttentionCell(nn.Module):
     def setup(self) -> None:
         kind, w = KINDS[self.cell], self.width
         wide, init = len(kind.gates) * w, nn.initializers.lecun_normal()
-        self.from_input = nn.Dense(wide)
+        self.from_input = Dense(wide)
         self.from_context = self.param("context", init, (self.source, wide))
         self.from_state = self.param("state", nn.initializers.orthogonal(), (w, wide))
         self.own = {
@@ -126,7 +126,7 @@ class AttentionCell(nn.Module):
         size = w if self.attention == "additive" else self.source
         self.query = self.param("query", init, (w, size))
         if self.attention == "additive":
-            self.to_keys = nn.Dense(size)
+            self.to_keys = Dense(size)
             self.score = self.param("score", nn.initializers.normal(size**-0.5), (size,))
 
     def keys(self, h: Array) -> Array:
@@ -216,7 +216,7 @@ class TransformerSeq2Seq(nn.Module):
         )
         self.encoder, self.decoder = stack(), stack(causal=True, cross=True)
         if not self.tied:
-            self.head = nn.Dense(self.words, use_bias=False)
+            self.head = Dense(self.words, use_bias=False)
 
     def __call__(self, x: Mapping[str, Array], *, train: bool) -> Array:
         return self.decode(self.encode(x["source"], train=train), x["target_in"], train=train)
@@ -233,7 +233,7 @@ class TransformerSeq2Seq(nn.Module):
         """logits f32[B, T, V]; with `cached`, those of what comes after what the collection "cache" has seen."""
         at = {"memory": memory["h"], "memory_there": memory["there"]}
         h = self.decoder(self.vectors(target_in), **at, decode=cached, train=train)
-        return self.embedding.attend(h) if self.tied else self.head(h)
+        return product(h, self.embedding.embedding.T) if self.tied else self.head(h)
 
     def next(self, memory: Cache, tokens: Array) -> Array:
         return self.decode(memory, tokens[:, None], cached=True)[:, 0]

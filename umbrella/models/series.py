@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from umbrella.models.layers import Conv
+from umbrella.models.layers import Conv, Dense, Dropout
 from umbrella.models.recurrent import Cell, Recurrent
 from umbrella.models.transformer import Transformer
 from umbrella.settings import Count, Fraction
@@ -62,7 +62,7 @@ class SeriesLinear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
-        h = nn.Dropout(self.dropout, deterministic=not train)(x.reshape((x.shape[0], -1)))
+        h = Dropout(self.dropout, deterministic=not train)(x.reshape((x.shape[0], -1)))
         return Head(self.horizon, self.tails, False, name="head")(h, x[:, -1])
 
 
@@ -87,7 +87,7 @@ class SeriesRNN(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
         states = Recurrent(self.width, self.cell, self.layers, dropout=self.dropout, name="recurrent")(x, train=train)
-        h = nn.Dropout(self.dropout, deterministic=not train)(states[:, -1])
+        h = Dropout(self.dropout, deterministic=not train)(states[:, -1])
         return Head(self.horizon, self.tails, self.skip, name="head")(h, x[:, -1])
 
 
@@ -143,9 +143,9 @@ class TemporalBlock(nn.Module):
                 kernel_init=nn.initializers.he_normal(),
                 name=f"conv_{i}",
             )(h)
-            h = nn.Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)(nn.relu(h))
+            h = Dropout(self.dropout, broadcast_dims=(1,), deterministic=not train)(nn.relu(h))
         if x.shape[-1] != self.width:
-            x = nn.Dense(self.width, name="same")(x)
+            x = Dense(self.width, name="same")(x)
         return nn.relu(x + h)
 
 
@@ -170,7 +170,7 @@ class SeriesTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> dict[str, Array]:
-        h = nn.Dense(self.width, name="in")(x)
+        h = Dense(self.width, name="in")(x)
         h = Transformer(
             self.width,
             self.layers,

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from umbrella.models.layers import Dropout
 from umbrella.settings import Count, Fraction
 
 Array = jax.Array
@@ -78,7 +79,7 @@ class Bag(nn.Module):
     def __call__(self, x: Any, *, train: bool) -> Array:
         e, there = Embedding(self.words, self.width, self.normalised, name="embedding")(x)
         if self.dropout:
-            there = nn.Dropout(self.dropout, deterministic=not train)(there)
+            there = Dropout(self.dropout, deterministic=not train)(there)
         if self.weights == "idf":
             idf = self.variable("vocabulary", "idf", lambda: jnp.ones((self.words,))).value
             there = there * idf[x["tokens"] if isinstance(x, Mapping) else x]
@@ -89,7 +90,7 @@ class Bag(nn.Module):
         for i, width in enumerate(self.hidden):
             e = nn.relu(nn.Dense(width, name=f"hidden_{i}")(e))
             if self.dropout:
-                e = nn.Dropout(self.dropout, deterministic=not train)(e)
+                e = Dropout(self.dropout, deterministic=not train)(e)
         return nn.Dense(self.out, name="head")(e)
 
 
@@ -123,7 +124,7 @@ class TextCNN(nn.Module):
     def __call__(self, x: Any, *, train: bool) -> Array:
         e, there = Embedding(self.words, self.width, self.normalised, name="embedding")(x)
         if self.embedding_dropout:
-            e = nn.Dropout(self.embedding_dropout, deterministic=not train)(e)
+            e = Dropout(self.embedding_dropout, deterministic=not train)(e)
         pooled = []
         for span in self.spans:
             edge = ((0, 0), (span - 1, span - 1))
@@ -133,5 +134,5 @@ class TextCNN(nn.Module):
             pooled.append(jnp.max(jnp.where(seen[..., None], nn.relu(z), 0), 1))
         h = jnp.concatenate(pooled, -1)
         if self.dropout:
-            h = nn.Dropout(self.dropout, deterministic=not train)(h)
+            h = Dropout(self.dropout, deterministic=not train)(h)
         return nn.Dense(self.out, name="head")(h)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from umbrella.models.attention import Additive, Positions
 from umbrella.models.language import stack
-from umbrella.models.layers import Activation
+from umbrella.models.layers import Activation, Dropout
 from umbrella.models.transformer import Precision
 from umbrella.settings import Count, Fraction, Natural
 
@@ -67,4 +67,4 @@ class PooledHead(nn.Module):
     @nn.compact
     def __call__(self, h: Array, there: Array, train: bool) -> Array:
         h, _ = Additive(h.shape[-1], name="pool")(h, there=there)
-        return nn.Dense(self.out, name="out")(nn.Dropout(self.dropout, deterministic=not train)(h))
+        return nn.Dense(self.out, name="out")(Dropout(self.dropout, deterministic=not train)(h))

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 
 from umbrella.models.attention import Additive
+from umbrella.models.layers import Dropout
 from umbrella.models.recurrent import Cell, Recurrent
 from umbrella.models.text import Embedding
 from umbrella.models.transformer import Transformer
@@ -56,7 +57,7 @@ class TextRNN(nn.Module):
         e, there = Embedding(self.words, self.width, self.normalised, name="embedding")(x)
         e = _without_words(e, self.word_dropout, train)
         if self.embedding_dropout:
-            e = nn.Dropout(self.embedding_dropout, deterministic=not train)(e)
+            e = Dropout(self.embedding_dropout, deterministic=not train)(e)
         between = self.dropout if self.layers > 1 else 0.0
         layers = Recurrent(self.hidden, self.cell, self.layers, self.bidirectional, between, name="rnn")
         return _pooled(layers(e, there=there, train=train), there, self.attention, self.out, self.dropout, train)
@@ -108,12 +109,12 @@ class TextTransformer(nn.Module):
 
 def _without_words(e: Array, rate: float, train: bool) -> Array:
     """f32[B, T, D] with whole words left out, in training: what is not known cannot be relied on."""
-    return nn.Dropout(rate, broadcast_dims=(2,), deterministic=not train)(e) if rate else e
+    return Dropout(rate, broadcast_dims=(2,), deterministic=not train)(e) if rate else e
 
 
 def _pooled(h: Array, there: Array, width: int, out: int, dropout: float, train: bool) -> Array:
     """Logits from the attended mean of h f32[B, T, W]."""
     h, _ = Additive(width, name="pool")(h, there=there)
     if dropout:
-        h = nn.Dropout(dropout, deterministic=not train)(h)
+        h = Dropout(dropout, deterministic=not train)(h)
     return nn.Dense(out, name="head")(h)

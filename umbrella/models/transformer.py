@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from umbrella.models.attention import MultiHead, Positions, sinusoids
-from umbrella.models.layers import ACTIVATIONS, Activation
+from umbrella.models.layers import ACTIVATIONS, Activation, Dense, Dropout
 from umbrella.settings import Count, Fraction, Natural
 
 Array = jax.Array
@@ -62,7 +62,7 @@ class Block(nn.Module):
             def norm(h: Array) -> Array:
                 return layer(h.astype(jnp.float32)).astype(self.dtype)
 
-            made = nn.Dropout(self.dropout, deterministic=not train)(fn(norm(x) if self.norm == "pre" else x))
+            made = Dropout(self.dropout, deterministic=not train)(fn(norm(x) if self.norm == "pre" else x))
             return x + made if self.norm == "pre" else norm(x + made)
 
         x = add(
@@ -76,8 +76,8 @@ class Block(nn.Module):
 
     def _perceptron(self, h: Array) -> Array:
         init, last = nn.initializers.normal(0.02), nn.initializers.normal(0.02 / math.sqrt(2 * self.depth))
-        h = ACTIVATIONS[self.activation](nn.Dense(self.hidden, kernel_init=init, dtype=self.dtype, name="in")(h))
-        return nn.Dense(self.width, kernel_init=last, dtype=self.dtype, name="out")(h)
+        h = ACTIVATIONS[self.activation](Dense(self.hidden, kernel_init=init, dtype=self.dtype, name="in")(h))
+        return Dense(self.width, kernel_init=last, dtype=self.dtype, name="out")(h)
 
 
 class Transformer(nn.Module):
@@ -143,7 +143,7 @@ class Transformer(nn.Module):
         if self.cross and memory is None:
             raise ValueError("a transformer with cross=True needs a memory")
         x = self._placed(x, decode).astype(dtype)
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         mask = None if there is None else (there > 0)[:, None, None]
         memory_mask = None if memory_there is None else (memory_there > 0)[:, None, None]
         memory = None if memory is None else memory.astype(dtype)
