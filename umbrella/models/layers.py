@@ -84,7 +84,7 @@ def drop(key: jax.Array, x: jax.Array, rate: float, shape: tuple[int, ...] | Non
     Args:
       key: what decides.
       x: f32[...].
-      rate: the share, at most 1, taken to the nearest of 256 steps: a number is kept by one random byte, where a uniform
+      rate: the share, at most 1, to the nearest of 256 steps: a number is kept by one random byte, where a uniform
         float takes four times as many bits and, of 2.6 million, 15 to 25 ms on two cores (a byte each: 1.4 ms).
       shape: of what is decided, if some axes are decided together; x's own when None.
 
