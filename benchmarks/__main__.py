@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from umbrella import environment
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "benchmarks.md"
 MARKS = ("<!-- benchmarks -->", "<!-- /benchmarks -->")
@@ -121,7 +123,8 @@ def _child(code: str) -> dict[str, Any]:
 
 def _loop(name: str, turns: int = 5) -> None:
     """Prints {rival: microseconds a step}, over all turns: a checkpoint of ours after 5,000 steps, where they make as
-    many, is in them."""
+    many, is in them. All of them in a process that keeps freed memory, as launch.py does."""
+    environment.keep_freed_memory()
     module, _, function = name.partition(".")
     make, steps = getattr(importlib.import_module(f"benchmarks.{module}"), function), LOOPS[name][1]
     with contextlib.ExitStack() as stack:

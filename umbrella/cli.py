@@ -113,6 +113,7 @@ def _run(given: Given, config: dict[str, Any], command: str) -> int:
     from umbrella.loop import Diverged
     from umbrella.runs import Session
 
+    environment.keep_freed_memory()
     environment.use_compilation_cache()
     name = _name(given.config)
     try:
@@ -187,6 +188,7 @@ def _compare(given: Given) -> int:
 def _diagnose(given: Given, config: dict[str, Any]) -> int:
     from umbrella import diagnose, environment
 
+    environment.keep_freed_memory()
     environment.use_compilation_cache()
     name = _name(given.config)
     work = given.workdir or f"runs/{name}-diagnosis"
@@ -203,6 +205,7 @@ def _all_in_one(given: Given, config: dict[str, Any], command: str) -> int:
 
     if given.init_from or given.verify_resume:
         raise SettingsError("--mode=table: trains every model from scratch; leave --init_from and --verify_resume out")
+    environment.keep_freed_memory()
     environment.use_compilation_cache()
     name = _name(given.config)
     work = given.workdir or f"runs/{name}-table"

@@ -1,5 +1,6 @@
 """What a run ran on: versions, device, revision, memory, compilations, and the cache of compiled programs. Floor 4."""
 
+import ctypes
 import importlib.metadata
 import os
 import platform
@@ -71,6 +72,20 @@ def git_revision() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return told.stdout.strip() or None
+
+
+def keep_freed_memory() -> bool:
+    """Has glibc keep what is freed instead of handing it back to the system; whether it could. For a process of ours.
+
+    XLA's CPU backend allocates the room of a step anew at every call. By default glibc maps such blocks and unmaps
+    them, so that the system has to clear every page again, a fault each: a fifth of the processor time of a step of a
+    small GPT. Call it before there are threads: one arena for all of them, since those of threads are too small.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # malloc.h
+    mallopt = ctypes.CDLL(None).mallopt
+    return all(mallopt(option, value) for option, value in ((mmap_max, 0), (trim_threshold, -1), (arena_max, 1)))
 
 
 def peak_rss_mb() -> float:
