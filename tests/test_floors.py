@@ -19,7 +19,7 @@ FLOORS = {
         "frechet loop memory parallel report robustness smoothing text_baselines workdir writers"
     ),
     5: "pipelines runs",
-    6: "cli diagnose table verify",
+    6: "cli diagnose preflight table verify",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 ONLY = {"attacks": {0, 2}, "models": {0, 1}, "transforms": {0, 2}}  # these import from fewer floors than all below

@@ -341,6 +341,21 @@ def saved_paths(directory: Path) -> frozenset[str]:
     return frozenset()
 
 
+def fits_newest(directory: Path, template: Any) -> int | None:
+    """The newest step with an intact manifest, whose arrays have the template's paths, shapes and dtypes; None when
+    there is none. No array is read.
+
+    Raises Mismatch, NewerFormat.
+    """
+    for folder in manifest.candidates(Path(directory).absolute(), None):
+        try:
+            _require_fit(folder, manifest.read(folder), _leaves(template))
+            return int(folder.name)
+        except Corrupt as error:
+            logging.error("%s", error)
+    return None
+
+
 def read_meta(directory: Path, step: int | None = None) -> dict[str, Any] | None:
     """What `save` was given as meta for the newest step (or `step`) with an intact manifest; None when there is none.
 
@@ -368,11 +383,7 @@ def _verified(
     for folder in manifest.candidates(directory, step):
         try:
             found = manifest.read(folder)
-            saved = {path: leaf for path, leaf in found.leaves.items() if scope(path)}
-            lines = manifest.differences(saved, {path: _leaf(x) for path, x in wanted.items()})
-            if lines:
-                more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
-                raise Mismatch("\n  ".join([f"{folder} does not fit the template:", *lines[:_MOST_LINES], *more]))
+            _require_fit(folder, found, wanted, scope)
             manifest.verify(folder, found)
             return folder, found
         except Corrupt as error:
@@ -381,6 +392,16 @@ def _verified(
             if step is not None:
                 raise
     return None
+
+
+def _require_fit(
+    folder: Path, found: Manifest, wanted: Mapping[str, Any], scope: Callable[[str], bool] = lambda path: True
+) -> None:
+    saved = {path: leaf for path, leaf in found.leaves.items() if scope(path)}
+    lines = manifest.differences(saved, {path: _leaf(x) for path, x in wanted.items()})
+    if lines:
+        more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+        raise Mismatch("\n  ".join([f"{folder} does not fit the template:", *lines[:_MOST_LINES], *more]))
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from umbrella.settings import SettingsError
 
 MODES = ("train", "evaluate", "sample", "predict", "clean", "compare", "diagnose", "table")
 USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
-[--init_from=RUN] [--input=FILE] [--verify_resume]
+[--init_from=RUN] [--input=FILE] [--verify_resume] [--preflight]
        python launch.py --mode=compare RUN_A RUN_B
 
   --config=configs/vae.py:mnist     the config, and which of its variants
@@ -43,6 +43,9 @@ USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE .
   --init_from=runs/other            start from the parameters of another run
   --verify_resume                   trains a little, kills itself with kill -9, resumes, and says whether the result is
                                     equal to the bit to that of a run that was never stopped
+  --preflight                       says before anything is trained how arrays are cut over the devices, what memory,
+                                    FLOPs and disk a run needs, and whether the checkpoints in the workdir fit; refuses
+                                    what cannot fit
   --help                            this text; with --config, the keys of that config, too
 
 Every config has the keys: seed, seeds, batch_size, train_for, log_every, eval_every, checkpoint_every, pipeline, model,
@@ -60,6 +63,7 @@ class Given(NamedTuple):
     init_from: str
     input: str
     verify_resume: bool
+    preflight: bool
     help: bool
 
 
@@ -91,6 +95,8 @@ def _main(argv: Sequence[str]) -> int:
         raise SettingsError(f"--mode: no mode {given.mode!r}{settings.near(given.mode, MODES)}")
     if given.input and given.mode != "predict":
         raise SettingsError(f"--input={given.input}: is what --mode=predict labels; the mode is {given.mode!r}")
+    if given.preflight:
+        return _preflight(given, config)
     if given.mode == "diagnose":
         return _diagnose(given, config)
     if given.mode == "table":
@@ -182,6 +188,21 @@ def _compare(given: Given) -> int:
     if len(given.runs) != 2 or given.config or given.workdir:
         raise SettingsError("--mode=compare: takes the workdirs of two runs: --mode=compare runs/a runs/b")
     print(compare.told(compare.compare(*given.runs), *given.runs))
+    return 0
+
+
+def _preflight(given: Given, config: dict[str, Any]) -> int:
+    from umbrella import environment, preflight
+    from umbrella.checkpoint import CheckpointError
+
+    if given.mode != "train":
+        raise SettingsError(f"--preflight: is about a training; leave --mode={given.mode} out")
+    environment.keep_freed_memory()
+    environment.use_compilation_cache()
+    try:
+        print(preflight.preflight(config, given.workdir or None, name=_name(given.config)))
+    except CheckpointError as error:
+        return _fail(f"--workdir={given.workdir}: {error}", 2)
     return 0
 
 
@@ -279,6 +300,7 @@ def split(argv: Sequence[str]) -> tuple[Given, list[tuple[str, str]]]:
     flags.DEFINE_string("init_from", "", "the workdir of a run whose parameters to start from", flag_values=values)
     flags.DEFINE_string("input", "", "with --mode=predict: a file of texts, one a line", flag_values=values)
     flags.DEFINE_boolean("verify_resume", False, "checks that a resume is exact", flag_values=values)
+    flags.DEFINE_boolean("preflight", False, "says what a run will need, and trains nothing", flag_values=values)
     flags.DEFINE_boolean("help", False, "this text", short_name="h", flag_values=values)
     try:
         left = values(rest)[1:]

@@ -76,8 +76,8 @@ def _places(batch: Batch, view: View, lanes: int | None) -> Places | None:
     if not isinstance(on, NamedSharding):
         return None
     if lanes is not None and isinstance(lying, NamedSharding) and any(lying.spec[:1]):  # each device has its own lanes
-        own = NamedSharding(on.mesh, PartitionSpec(lying.spec[0]))
-        return own, own
+        own, rows = (NamedSharding(on.mesh, PartitionSpec(lying.spec[0], *more)) for more in ((), on.spec[:1]))
+        return own, rows
     lead = () if lanes is None else (None,)
     return NamedSharding(on.mesh, PartitionSpec()), NamedSharding(on.mesh, PartitionSpec(*lead, *on.spec[:1]))
 

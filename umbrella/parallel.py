@@ -1,30 +1,124 @@
-"""The mesh, and where arrays lie on it. Floor 4."""
+"""The mesh, where arrays lie on it, and by which rules they are cut. Floor 4."""
 
-from collections.abc import Callable
-from typing import Any, Literal
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from umbrella.objective import PyTree
-from umbrella.settings import SettingsError
+from umbrella.settings import Count, Natural, Range, SettingsError
 from umbrella.train_state import TrainState
 
+AXES = ("seed", "data", "fsdp", "model")
+ROWS = ("data", "fsdp")  # the axes that the rows of a batch are dealt out over
+SMALL = 2**12  # numbers of an array that "fsdp" leaves whole: to gather it takes longer than to keep it
 
-def mesh(devices: int | None = None) -> Mesh:
-    """One axis, "data", over all devices, or the first few."""
-    found = jax.devices() if devices is None else jax.devices()[:devices]
-    return jax.make_mesh((len(found),), ("data",), devices=found, axis_types=(jax.sharding.AxisType.Auto,))
+Cuts = tuple[str | None, ...]  # an axis of the mesh, or None, for every axis of an array
+Rules = tuple[tuple[str, Cuts], ...]  # (a regular expression that is found in a path, how arrays there are cut)
+Rest = Annotated[int, Range(lambda v: v >= 1 or v == -1, "must be >= 1, or -1 for all devices that are left")]
+
+# Tensor parallelism as in Shoeybi et al. 2019 (Megatron-LM), section 3: of two matrices in a row the first is cut by
+# its outputs and the second by its inputs, so that what is between them never leaves a device.
+TENSOR: Rules = (
+    (r"/(attention|cross)/(qkv|query|memory)/kernel$", (None, "model")),
+    (r"/(attention|cross)/(qkv|query|memory)/bias$", ("model",)),
+    (r"/(attention|cross)/out/kernel$", ("model", None)),
+    (r"/block_\d+/in/kernel$", (None, "model")),
+    (r"/block_\d+/in/bias$", ("model",)),
+    (r"/block_\d+/out/kernel$", ("model", None)),
+    (r"/embedding/embedding$", ("model", None)),
+    (r"/hidden_\d+/kernel$", (None, "model")),
+    (r"/hidden_\d+/bias$", ("model",)),
+    (r"/head/kernel$", (None, "model")),
+    (r"/(conv|stem)[^/]*/kernel$", (None, None, None, "model")),
+)
 
 
-def lanes_apart(seeds: int, on: Mesh) -> bool:
-    """Whether several seeds are dealt out to the devices, each whole on one, rather than every batch cut for all."""
-    return seeds > 1 and on.size > 1 and seeds % on.size == 0
+class Shape(NamedTuple):
+    """How many devices stand along each axis."""
+
+    seed: int
+    data: int
+    fsdp: int
+    model: int
+
+
+def shape_of(
+    devices: int, seeds: int, *, data: Rest = -1, fsdp: Count = 1, model: Count = 1, seed: Natural = 0
+) -> Shape:
+    """The shape of the mesh of `devices` devices.
+
+    Args:
+      devices: there are.
+      seeds: trained side by side.
+      data: rows of a batch are dealt out over so many devices, each of which has all parameters. -1: as many as the
+        others leave.
+      fsdp: the same, but each has a part of the parameters and of what the optimiser keeps of them, and gathers the
+        rest when it is needed (Rajbhandari et al. 2020, ZeRO-3).
+      model: every matrix is cut in so many, by rules over paths, and its product is computed in parts.
+      seed: seeds are dealt out over so many, and none speaks to another. 0: over all that `data` would have, if they
+        divide the seeds.
+
+    Raises:
+      SettingsError: they do not multiply to the number of devices, or `seed` does not divide the seeds.
+
+    >>> shape_of(8, 1), shape_of(8, 8)
+    (Shape(seed=1, data=8, fsdp=1, model=1), Shape(seed=8, data=1, fsdp=1, model=1))
+    >>> shape_of(8, 1, fsdp=2, model=2)
+    Shape(seed=1, data=2, fsdp=2, model=2)
+    """
+    left, over = divmod(devices, fsdp * model * max(seed, 1))
+    if data == -1 and not over and left:
+        if not seed:
+            seed = left if seeds > 1 and seeds % left == 0 else 1
+            left //= seed
+        data = left
+    made = Shape(max(seed, 1), data, fsdp, model)
+    if math.prod(made) != devices:
+        said = " x ".join(f"{n} {axis}" for axis, n in zip(AXES, made, strict=True) if n > 1)
+        raise SettingsError(
+            f"config.mesh: {said or 'one device'} is not the number of devices, {devices}; say others, or data=-1 for "
+            "all that are left"
+        )
+    if seeds % made.seed:
+        raise SettingsError(f"config.mesh.seed: {made.seed} devices cannot share {seeds} seeds; say a divisor of them")
+    return made
+
+
+def mesh(shape: Shape | int | None = None) -> Mesh:
+    """The devices with the axes of `AXES`; all of them, or the first few, along "data" when only a number is given."""
+    if not isinstance(shape, Shape):
+        shape = Shape(1, jax.device_count() if shape is None else shape, 1, 1)
+    found = jax.devices()[: math.prod(shape)]
+    return jax.make_mesh(tuple(shape), AXES, devices=found, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
+
+
+def over(compiled: str) -> str | None:
+    """The `over=` of `umbrella.gradients.grad_of` for a config's "compile": the axis that pmap maps over."""
+    return "data" if compiled == "pmap" else None
+
+
+def check_mapped(ts: TrainState, on: Mesh, seeds: int) -> None:
+    """Raises SettingsError for what `config.compile="pmap"` has no way to do."""
+    if seeds > 1:
+        raise SettingsError("config.compile: 'pmap' trains one seed; say compile='jit', which deals out several")
+    if on.size != on.shape["data"]:
+        raise SettingsError(
+            "config.compile: 'pmap' deals out rows and nothing else, and config.mesh asks for more; say compile='jit'"
+        )
+    if "carry" in ts.state:
+        raise SettingsError(
+            "config.compile: 'pmap' does not deal out states that go on from batch to batch; say compile='jit'"
+        )
 
 
 def check_divides(batch_size: int, on: Mesh) -> None:
     """Raises SettingsError when a batch cannot be cut evenly."""
-    n = on.shape["data"]
+    n = math.prod(on.shape[axis] for axis in ROWS)
     if batch_size % n:
         near = max(n, batch_size // n * n)
         raise SettingsError(
@@ -42,18 +136,70 @@ def rounded(rows: int, devices: int | None = None) -> int:
     return -(-rows // n) * n
 
 
+# ---------------------------------------------------------------------------------------------------------------- rules
+def rules_of(given: Rules, paths: Mapping[str, tuple[int, ...]]) -> Rules:
+    """The user's rules, before those of `TENSOR`.
+
+    Args:
+      paths: of all parameters -> their shapes.
+
+    Raises:
+      SettingsError: no regular expression, one that no parameter's path has, another number of axes than the arrays
+        have, or an axis that is not the mesh's.
+    """
+    for pattern, cuts in given:
+        try:
+            found = [p for p in paths if re.search(pattern, p)]
+        except re.error as error:
+            raise SettingsError(f"config.shard: {pattern!r} is no regular expression: {error}") from None
+        if not found:
+            some = ", ".join(sorted(paths)[:3])
+            raise SettingsError(f"config.shard: {pattern!r} is found in no path of a parameter, such as {some}")
+        if odd := [p for p in found if len(paths[p]) != len(cuts)]:
+            raise SettingsError(
+                f"config.shard: {pattern!r} names {len(cuts)} axes, and {odd[0]} has {len(paths[odd[0]])}"
+            )
+        if wrong := [c for c in cuts if c not in (None, "fsdp", "model")]:
+            raise SettingsError(f"config.shard: {pattern!r}: no axis {wrong[0]!r} (one of: None, 'fsdp', 'model')")
+    return (*given, *TENSOR)
+
+
+def cut(path: str, shape: tuple[int, ...], rules: Rules, on: Mapping[str, int]) -> Cuts:
+    """How an array is cut: by the first rule whose expression is in its path and whose axes are as many; and along
+    "fsdp" by its longest axis that is still whole. An axis that a number of devices does not divide stays whole.
+
+    >>> cut("model/hidden_0/kernel", (64, 128), TENSOR, {"fsdp": 2, "model": 4})
+    ('fsdp', 'model')
+    """
+    named = next((c for pattern, c in rules if len(c) == len(shape) and re.search(pattern, path)), (None,) * len(shape))
+    fits = [a if a and on[a] > 1 and n % on[a] == 0 else None for a, n in zip(named, shape, strict=True)]
+    if on["fsdp"] > 1 and "fsdp" not in fits and math.prod(shape) >= SMALL:
+        free = [i for i, n in enumerate(shape) if fits[i] is None and n % on["fsdp"] == 0]
+        if free:
+            fits[max(free, key=lambda i: shape[i])] = "fsdp"
+    return tuple(fits)
+
+
+def paths_of(tree: PyTree) -> dict[str, Any]:
+    """ "model/hidden_0/kernel" -> leaf."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(keys, simple=True, separator="/"): leaf for keys, leaf in leaves}
+
+
+# ------------------------------------------------------------------------------------------------------------ placement
 class Placement:
     """Where the state, the resident data, slots and evaluation batches lie. On one device it is `device_put` alone.
 
-    Everything is replicated but what is per example: slots, evaluation batches, and the state's scope "carry" are
-    sharded over "data".
+    Slots, evaluation batches and the state's scope "carry" are cut by rows. Parameters, their averages and what the
+    optimiser keeps of them are cut by `rules` and along "fsdp"; seeds are dealt out along "seed". All else is whole on
+    every device.
 
     Args:
-      on: a mesh with the axis "data".
-      lanes: as in `umbrella.step.program`. The carry has an axis of lanes unless None, a slot only under "own".
+      on: a mesh of `mesh`.
+      lanes: as in `umbrella.step.program`. State and carry have an axis of lanes unless None, a slot only under "own".
       steps: how many steps a slot is for; they are its axis after that of the lanes when there are several.
-      apart: deals out lanes instead of rows: every device has some of the lanes and all of their rows, so that no
-        device waits for another. Their number must be a multiple of that of the devices.
+      rules: see `cut`.
+      mapped: programs are compiled by `jax.pmap`, over rows alone.
     """
 
     def __init__(
@@ -62,29 +208,34 @@ class Placement:
         *,
         lanes: Literal["own", "shared"] | None = None,
         steps: int = 1,
-        apart: bool = False,
+        rules: Rules = TENSOR,
+        mapped: bool = False,
     ):
         self.mesh = on
-        self.alone = on.size == 1
-        self.apart = apart and not self.alone
-        lead = (None,) * (int(lanes == "own") + int(steps > 1))
-        cut, whole = PartitionSpec("data"), PartitionSpec()
-        slot, carry, rows, state = (
-            PartitionSpec(*lead, "data"),
-            PartitionSpec(*(None,) * bool(lanes), "data"),
-            cut,
-            whole,
-        )
-        if self.apart:
-            slot, carry, rows, state = cut if lanes == "own" else whole, cut, whole, cut
+        self.alone = on.size == 1 and not mapped
+        self.mapped = mapped
+        self.apart = on.shape["seed"] > 1  # lanes lie on devices of their own
+        self.cutting = on.shape["fsdp"] * on.shape["model"] > 1  # a device has parts of arrays
+        self.rules = rules
+        dealt = "seed" if self.apart else None
+        self._lead: Cuts = (dealt,) if lanes else ()
+        slot = (*((dealt,) if lanes == "own" else ()), *((None,) if steps > 1 else ()), ROWS)
         self._slot, self._carry, self._rows, self._state, self._all = (
-            NamedSharding(on, spec) for spec in (slot, carry, rows, state, whole)
+            NamedSharding(on, PartitionSpec(*spec)) for spec in (slot, (*self._lead, ROWS), (ROWS,), self._lead, ())
         )
         self._device = on.devices.flat[0]
 
     def state_shardings(self, ts: TrainState) -> Any:
         """A tree like ts of shardings."""
-        tree = jax.tree.map(lambda _: self._state, ts)
+
+        def of(keys: Any, leaf: Any) -> NamedSharding:
+            path = jax.tree_util.keystr(keys, simple=True, separator="/")
+            if not self.cutting or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return self._state
+            cuts = cut(path, leaf.shape[len(self._lead) :], self.rules, self.mesh.shape)
+            return NamedSharding(self.mesh, PartitionSpec(*self._lead, *cuts)) if any(cuts) else self._state
+
+        tree = jax.tree_util.tree_map_with_path(of, ts)
         carry = {k: jax.tree.map(lambda _: self._carry, v) for k, v in ts.state.items() if k == "carry"}
         return tree.replace(state={**tree.state, **carry})
 
@@ -99,6 +250,9 @@ class Placement:
         return jax.device_put(tree, self._device if self.alone else self._state)
 
     def slot(self, slot: PyTree) -> PyTree:
+        if self.mapped:  # pmap takes a device's rows by an axis of devices
+            by_device = jax.tree.map(lambda x: x.reshape(self.mesh.size, -1, *x.shape[1:]), slot)
+            return jax.device_put(by_device, NamedSharding(self.mesh, PartitionSpec("data")))
         return jax.device_put(slot, self._device if self.alone else self._slot)
 
     def rows(self, batch: PyTree) -> PyTree:
@@ -109,8 +263,44 @@ class Placement:
         """The `jit=` of `umbrella.step.train_step` for a state like ts; of `umbrella.loop.compile_step` with sums."""
         if self.alone:
             return jax.jit
+        if self.mapped:
+            whole = (None,) * (4 if sums else 3)
+            return lambda fn, donate_argnums=(): jax.pmap(
+                fn, axis_name="data", in_axes=(*whole, 0), out_axes=None, donate_argnums=donate_argnums
+            )
         state = self.state_shardings(ts)
         carried = (state, self._state) if sums else (state,)
         return lambda fn, **kw: jax.jit(
             fn, in_shardings=(*carried, self._all, self._all, self._slot), out_shardings=(state, self._state), **kw
         )
+
+    def create(self, make: Callable[[PyTree], TrainState], resident: PyTree) -> TrainState:
+        """make(resident), compiled, each device making its part."""
+        if self.alone:
+            return jax.jit(make)(resident)
+        return jax.jit(make, out_shardings=self.state_shardings(jax.eval_shape(make, resident)))(resident)
+
+    def template(self, ts: TrainState) -> TrainState:
+        """The shapes of a state like ts, with where they lie, for `umbrella.checkpoint.Checkpoints.restore`."""
+        if self.alone:
+            return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ts)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), ts, self.state_shardings(ts)
+        )
+
+    def bytes_of(self, ts: TrainState) -> int:
+        """What the state takes of one device."""
+        shapes = jax.eval_shape(lambda t: jax.tree.map(_data, t), ts)
+        if self.alone:
+            return sum(int(x.size) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+        where = jax.tree.leaves(self.state_shardings(ts), is_leaf=lambda x: isinstance(x, NamedSharding))
+        return sum(
+            math.prod(s.shard_shape(x.shape)) * x.dtype.itemsize
+            if x.ndim and s.spec
+            else int(np.prod(x.shape)) * x.dtype.itemsize
+            for x, s in zip(jax.tree.leaves(shapes), where, strict=True)
+        )
+
+
+def _data(x: Any) -> Any:
+    return jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x

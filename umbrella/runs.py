@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from umbrella import artifacts, cleaning, environment, parallel, pipelines, report
+from umbrella import artifacts, cleaning, environment, parallel, pipelines, report, settings
 from umbrella._report.text import direction
 from umbrella.blame import first_bad_leaf
 from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, read_meta, restore_params, saved_paths
@@ -106,11 +106,15 @@ class Session:
         run = self.experiment.run
         self.seeds = tuple(run.seed + k for k in range(run.seeds))
         self.lanes = run.seeds if run.seeds > 1 else None
-        self.mesh = parallel.mesh()
-        apart = parallel.lanes_apart(run.seeds, self.mesh)
-        if not apart:
-            parallel.check_divides(run.batch_size, self.mesh)
-        self.place = parallel.Placement(self.mesh, lanes=self.mode_of_lanes, apart=apart)
+        there = {"devices": jax.device_count(), "seeds": run.seeds}
+        self.mesh = parallel.mesh(settings.call(parallel.shape_of, run.mesh, "mesh.", there))
+        parallel.check_divides(run.batch_size, self.mesh)
+        shapes = jax.eval_shape(self._create, self.experiment.train_data.resident)
+        mapped = run.compile == "pmap"
+        if mapped:
+            parallel.check_mapped(shapes, self.mesh, run.seeds)
+        rules = self._rules(shapes)
+        self.place = parallel.Placement(self.mesh, lanes=self.mode_of_lanes, rules=rules, mapped=mapped)
         self.frozen = self.place.replicated(self.experiment.frozen)
         self.workdir, self._lock, self._is_new = claim(workdir, self.name, self.experiment.settings)
         try:
@@ -234,7 +238,7 @@ class Session:
 
     def start(self, resident: Any, *, say: bool = True) -> tuple[TrainState, int]:
         """The state to go on from and its step. Order of precedence: resume, init_from, scratch; it says which."""
-        template = jax.eval_shape(lambda: self._create(resident))
+        template = self.place.template(jax.eval_shape(lambda: self._create(resident)))
         try:
             found = self.checkpoints.restore(template)
         except Mismatch as error:
@@ -258,7 +262,7 @@ class Session:
             return ts, step
         if self.experiment.run.fresh and self.init_from is None:
             raise SettingsError("config.fresh: is about what is not taken from another run; give --init_from=DIR")
-        ts = jax.jit(self._create)(resident)
+        ts = self.place.create(self._create, resident)
         if self.init_from is not None:
             ts = self._graft(ts, self.init_from)
             self._say(f"Starting {self.workdir} from the parameters of {self.init_from}.", say)
@@ -286,6 +290,12 @@ class Session:
                 f"--init_from={other}: its {lost[0]} is another, so its embeddings are of other words; take it over by "
                 "config.tokenizer, or leave config.fresh=model/embedding and the head out of what is taken"
             )
+
+    def _rules(self, ts: TrainState) -> parallel.Rules:
+        """By which arrays are cut: the user's rules and ours."""
+        lead = int(self.lanes is not None)
+        paths = {f"params/{k}": v.shape[lead:] for k, v in parallel.paths_of(ts.params).items()}
+        return parallel.rules_of(self.experiment.run.shard, paths)
 
     def _create(self, resident: Any) -> TrainState:
         ex = self.experiment
@@ -345,7 +355,9 @@ class Session:
         with contextlib.closing(self._slots(0, 1)) as slots:
             slot = next(slots)
         make = partial(program, ex.step, fetch=ex.train_data.fetch, lanes=self.mode_of_lanes)
-        window = Window.of(jax.eval_shape(make(), ts, self.frozen, resident, slot)[1], self.lanes)
+        told = self.place.jit(ts)(make()) if self.place.mapped else make()
+        on = self.place.slot(slot) if self.place.mapped else slot
+        window = Window.of(jax.eval_shape(told, ts, self.frozen, resident, on)[1], self.lanes)
         if self.lanes:
             side = self._side(make, ts, resident, slot) if ex.run.lanes == "auto" else ex.run.lanes
             make = partial(make, side=side, apart=self.mesh if self.place.apart else None)
@@ -359,6 +371,18 @@ class Session:
         if k == 1 or not self.place.alone:
             return {1: one}, window
         return {1: one, k: compile_step(make(steps=k), window, jit=jit)}, window
+
+    def lowered(self) -> tuple[TrainState, Any]:
+        """(the shapes of the state, with where its arrays lie; the program of a step, not yet compiled). No array is
+        made and nothing is put on a device but a step's slot."""
+        ex, d = self.experiment, self.experiment.durations
+        resident = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, ex.train_data.resident))
+        ts = self.place.template(jax.eval_shape(self._create, resident))
+        cadence = Cadence(d.steps(ex.run.log_every), d.steps(ex.run.eval_every), d.steps(ex.run.checkpoint_every))
+        programs, window = self.compile(ts, resident, cadence)
+        with contextlib.closing(self._slots(0, 1)) as slots:
+            slot = self.place.slot(next(slots))
+        return ts, programs[1].lower(ts, self.place.sums(window.zeros()), self.frozen, resident, slot)
 
     def _side(self, make: Callable[..., Any], ts: TrainState, resident: Any, slot: Any) -> Side:
         """Written out where the step has convolutions and runs on a CPU, side by side otherwise; measured in
@@ -445,8 +469,7 @@ class Session:
         """The state of the best validation, as the result of a run with patience."""
         assert self._best is not None
         self.checkpoints.wait()
-        template = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), ts)
-        found = self.checkpoints.restore(template, step=self._best[1])
+        found = self.checkpoints.restore(self.place.template(ts), step=self._best[1])
         assert found is not None
         for name in WHILE_TRAINING:
             self.results.pop(name, None)  # of the last state
@@ -541,7 +564,7 @@ class Session:
     def review(self, ts: TrainState) -> list[Path]:
         """What the pipeline says of all seeds side by side: adds to the results, makes the artifacts, returns these."""
         view = ts.eval_view()
-        if self.place.apart:  # what follows is of all seeds at once
+        if self.place.apart or self.place.cutting:  # what follows is of all seeds and whole arrays
             view = jax.device_put(view, jax.local_devices()[0])
         views = view if self.lanes else jax.tree.map(lambda x: x[None], view)
         told = self.experiment.review(views, jax.random.key(EVAL_KEY))

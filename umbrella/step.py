@@ -362,8 +362,8 @@ def program(
         after the other, written out. The second is for what does not batch well: on CPU a convolution with a kernel for
         each lane becomes a grouped one, for which XLA has nothing fast there, and a loop over the lanes would be
         slower still, since XLA runs what is in a loop on one core. It takes as long to compile as there are lanes.
-      apart: a mesh with the axis "data", over which the lanes are dealt out: each device has its own, and none speaks
-        to another.
+      apart: a mesh with the axis "seed", over which the lanes are dealt out: each of its devices has its own, and none
+        speaks to another.
 
     Raises:
       ValueError: no such lanes or side.
@@ -398,10 +398,12 @@ def program(
     all_lanes = jax.vmap(run, in_axes=(0, None, None, dealt)) if side == "vmap" else in_turn
     if apart is None:
         return all_lanes
-    cut, whole = PartitionSpec("data"), PartitionSpec()
+    cut, whole = PartitionSpec("seed"), PartitionSpec()
     places = (cut, whole, whole, cut if lanes == "own" else whole)
+    # The other axes stay the compiler's where there are more devices along them.
+    manual = {"seed"} if apart.size > apart.shape["seed"] else set(apart.axis_names)
     # Without the check of what varies over the mesh: it would have every carry of every scan inside say so.
-    return jax.shard_map(all_lanes, mesh=apart, in_specs=places, out_specs=cut, check_vma=False)
+    return jax.shard_map(all_lanes, mesh=apart, in_specs=places, out_specs=cut, axis_names=manual, check_vma=False)
 
 
 def train_step(step: Step, *, jit: Callable[..., Any] = jax.jit, **program_args: Any) -> Any:

@@ -16,6 +16,8 @@ from umbrella.settings import SettingsError
 
 EXTENSIBLE = (  # what may change when a run is continued: how long, how often, what is printed; not what is computed
     "train_for",
+    "mesh",
+    "shard",
     "log_every",
     "eval_every",
     "checkpoint_every",
@@ -86,6 +88,16 @@ def claim(workdir: str | os.PathLike[str] | None, name: str, settings: Mapping[s
             raise SettingsError(f"{given}: its config.json is damaged; give another workdir") from None
         raise
     return Claim(path, lock, is_new)
+
+
+def check_same(workdir: Path, settings: Mapping[str, Any]) -> None:
+    """Raises SettingsError where the folder holds a run of another config; nothing is written."""
+    before = workdir / "config.json"
+    if before.exists():
+        try:
+            _same(json.loads(before.read_text()), jsonable(settings), f"--workdir={workdir}")
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise SettingsError(f"--workdir={workdir}: its config.json is damaged; give another workdir") from None
 
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], given: str) -> None:

@@ -176,14 +176,16 @@ class MultiHead(nn.Module):
         source = x if memory is None else memory
         init, last = nn.initializers.normal(0.02), nn.initializers.normal(0.02 / math.sqrt(2 * self.depth))
 
-        def heads(name: str, at: Array, of: int) -> Array:
+        def heads(name: str, at: Array, of: int) -> list[Array]:
+            """One product for all, head by head, so that devices that have some of the heads have all of each."""
             made = Dense(of * self.width, self.bias, kernel_init=init, dtype=self.dtype, name=name)(at)
-            return made.reshape(*at.shape[:2], of * self.heads, size)
+            made = made.reshape(*at.shape[:2], self.heads, of, size)
+            return [made[:, :, :, i] for i in range(of)]
 
-        if memory is None:  # one product for all three
-            q, k, v = jnp.split(heads("qkv", x, 3), 3, axis=2)
+        if memory is None:
+            q, k, v = heads("qkv", x, 3)
         else:
-            q, (k, v) = heads("query", x, 1), jnp.split(heads("memory", source, 2), 2, axis=2)
+            (q,), (k, v) = heads("query", x, 1), heads("memory", source, 2)
         start = None
         if decode and memory is None:
             start = self.variable("cache", "at", lambda: jnp.zeros(x.shape[0], jnp.int32))

@@ -143,7 +143,8 @@ def normalise(
 
     Args:
       kind: over what it normalises. "batch": all but the channels, with averaged statistics in evaluation (Ioffe and
-        Szegedy 2015), which count padded rows, too; "layer": the channels of each position (Ba et al. 2016; over the
+        Szegedy 2015), which count padded rows, too, and under a map over an axis "data" the rows of all its devices;
+        "layer": the channels of each position (Ba et al. 2016; over the
         last axis alone, as Transformers and ConvNeXt have it); "group": positions and the channels of a group, in 32
         groups (Wu and He 2018), or as many as divide C and leave two channels to each, of rows without positions
         sixteen; "instance": the positions of each channel (Ulyanov et al.
@@ -168,6 +169,7 @@ def normalise(
     start = nn.initializers.zeros if zero else nn.initializers.ones
     how: dict[str, Any] = {"scale_init": start, "use_scale": scaled, "name": name}
     if kind == "batch":
+        how["axis_name"] = "data" if train and mapped("data") else None
         return nn.BatchNorm(use_running_average=not train, momentum=momentum, epsilon=1e-5, **how)(x)
     if kind == "layer":
         return nn.LayerNorm(epsilon=1e-6, **how)(x)
@@ -176,6 +178,15 @@ def normalise(
     if kind == "instance":
         return nn.InstanceNorm(**how)(x)
     return nn.RMSNorm(**how)(x) if kind == "rms" else x
+
+
+def mapped(axis: str) -> bool:
+    """Whether what is traced here runs under a pmap or shard_map over an axis of this name."""
+    try:
+        jax.lax.axis_index(axis)
+    except NameError:
+        return False
+    return True
 
 
 def _groups(channels: int, least: int) -> int:

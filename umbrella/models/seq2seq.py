@@ -282,7 +282,8 @@ def attention_of(net: Seq2Seq, variables: Mapping[str, Any], x: Mapping[str, Arr
     _, new = net.apply(variables, x, train=False, capture_intermediates=asked, mutable=["intermediates"])
     made = new["intermediates"]["decoder"][block]["cross"]
     q, both = made["query"]["__call__"][0], made["memory"]["__call__"][0]
-    q, k = (v.reshape(*v.shape[:2], net.heads, -1).astype(jnp.float32) for v in (q, both[..., : net.width]))
+    both = both.reshape(*both.shape[:2], net.heads, 2, -1)[:, :, :, 0]
+    q, k = (v.reshape(*v.shape[:2], net.heads, -1).astype(jnp.float32) for v in (q, both))
     scores = jnp.einsum("bthd,bshd->bhts", q, k) / math.sqrt(q.shape[-1])
     scores = jnp.where((x["source"] > 0)[:, None, None], scores, NOWHERE)
     return jax.nn.softmax(scores, -1).mean(1)

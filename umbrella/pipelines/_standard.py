@@ -128,7 +128,7 @@ def assemble(
         raise settings.SettingsError(
             f"config.microbatches: {common.microbatches} slices do not divide a batch of {run.batch_size}"
         )
-    gradient = microbatch(common.microbatches)(grad_of(train))
+    gradient = microbatch(common.microbatches)(grad_of(train, over=parallel.over(run.compile)))
     step = update(gradient, optimizer, wrt=common.trainable)
     if common.ema and common.swa_from != "never":
         raise settings.SettingsError(

@@ -146,6 +146,8 @@ def read(config: Mapping[str, Any]) -> tuple[RunSettings, Game]:
             f"config.disc_steps: {own.disc_steps} slices do not divide a batch of {run.batch_size}: the discriminator "
             "goes through a batch in so many steps"
         )
+    if run.compile == "pmap":
+        raise SettingsError("config.compile: 'pmap' does not play games; say compile='jit'")
     return run, own
 
 

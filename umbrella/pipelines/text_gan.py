@@ -148,6 +148,8 @@ def read(config: Mapping[str, Any]) -> tuple[RunSettings, TextGame]:
         )
     if run.batch_size < 2:
         raise SettingsError("config.batch_size: 1: a sample's rewards are told from those of others; say 2 at least")
+    if run.compile == "pmap":
+        raise SettingsError("config.compile: 'pmap' does not play games; say compile='jit'")
     return run, own
 
 

@@ -1,0 +1,192 @@
+"""What tests/test_mesh.py checks on eight devices, a process each: python -m tests.mesh_cases CASE FOLDER"""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import umbrella as um
+from umbrella import parallel, runs
+
+tmap = jax.tree.map
+
+
+def images(**more: Any) -> dict[str, Any]:
+    return {
+        "pipeline": "vision",
+        "data": {"name": "digits"},
+        "model": {"name": "mlp", "hidden": (128,), "norm": "batch"},
+        "optimizer": {"name": "adam", "learning_rate": 1e-2},
+        "ema": 0.9,
+        "batch_size": 40,
+        "train_for": "6 steps",
+        "evals": {"test": ()},
+        "baselines": False,
+        **more,
+    }
+
+
+def text(folder: Path, **more: Any) -> dict[str, Any]:
+    path = folder / "text.txt"
+    letters = np.random.default_rng(0).choice(list("abcdefg h"), 6000)
+    path.write_text("".join(letters))
+    return {
+        "pipeline": "language",
+        "data": {"name": "mine", "path": str(path), "validation": 0.1, "test": 0.1},
+        "model": {"name": "gpt", "width": 32, "layers": 2, "heads": 4, "positions": "rotary"},
+        "length": 16,
+        "optimizer": {"name": "adamw", "learning_rate": 3e-3, "clip": 1.0},
+        "ema": 0.9,
+        "batch_size": 8,
+        "eval_batch_size": 8,
+        "train_for": "6 steps",
+        "evals": {"test": ()},
+        "sample": {"length": 5},
+        "baselines": False,
+        **more,
+    }
+
+
+def trained(config: Mapping[str, Any], folder: Path, **how: Any) -> um.Result:
+    return um.run(config, workdir=folder, quiet=True, **how)
+
+
+def far(a: Any, b: Any) -> float:
+    """The largest difference of two states' parameters and averages."""
+    pairs = zip(*(jax.tree.leaves((r.ts.params, r.ts.ema.params)) for r in (a, b)), strict=True)
+    return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs)
+
+
+def largest(ts: Any) -> int:
+    """Bytes of the state on the device that has most of it."""
+    spent: dict[Any, int] = {}
+    for leaf in jax.tree.leaves((ts.params, ts.ema, ts.opt_state)):
+        for shard in leaf.addressable_shards:
+            spent[shard.device] = spent.get(shard.device, 0) + shard.data.nbytes
+    return max(spent.values())
+
+
+# ------------------------------------------------------------------------------------------------------------ the cases
+def one_program_on_any_mesh_of_images(folder: Path) -> None:
+    """Rounding alone may differ; BatchNorm is over the whole batch wherever its rows lie."""
+    plain = trained(images(), folder / "plain")
+    for i, mesh in enumerate(({"fsdp": 8}, {"data": 2, "fsdp": 2, "model": 2}, {"model": 8}, {"data": 4, "model": 2})):
+        other = trained(images(mesh=mesh), folder / str(i))
+        assert far(plain, other) < 1e-5, (mesh, far(plain, other))
+        for name in ("loss", "accuracy"):
+            got, want = (r.summary["metrics"]["test"][name] for r in (other, plain))
+            assert abs(got - want) < 1e-5, (mesh, name)
+        assert other.summary["compile_count"] < plain.summary["compile_count"] + 20
+
+
+def one_program_on_any_mesh_of_text(folder: Path) -> None:
+    plain = trained(text(folder), folder / "plain")
+    for i, mesh in enumerate(({"fsdp": 4, "model": 2}, {"data": 2, "fsdp": 2, "model": 2}, {"data": 2, "model": 4})):
+        other = trained(text(folder, mesh=mesh), folder / str(i))
+        assert far(plain, other) < 2e-5, (mesh, far(plain, other))
+        assert abs(other.summary["metrics"]["test"]["loss"] - plain.summary["metrics"]["test"]["loss"]) < 1e-5
+        kernel = other.ts.params["model"]["transformer"]["block_0"]["in"]["kernel"]  # 32 x 128
+        assert kernel.sharding.shard_shape(kernel.shape) == (32 // mesh.get("fsdp", 1), 128 // mesh["model"])
+
+
+def a_part_of_the_state_on_each_device(folder: Path) -> None:
+    """Of ZeRO-3 each of eight has an eighth of all large arrays, and all of the small ones: biases, norms, counters.
+    The hidden layer, 64 x 128, and the head, 128 x 10, which is below the size at which arrays are cut."""
+    whole, cut = (trained(images(mesh=m), folder / str(i)) for i, m in enumerate(({}, {"fsdp": 8})))
+    copies = 4  # parameters, their average, Adam's two moments
+    hidden = 64 * 128 * 4 * copies
+    assert largest(whole.ts) - largest(cut.ts) == hidden - hidden // 8
+
+
+def seeds_and_parts_together(folder: Path) -> None:
+    """Four seeds on two devices each, whose rows or parameters those two share; each is what it is on one device."""
+    base = images(seeds=4, batch_size=40)
+    plain = trained({**base, "mesh": {"seed": 4, "data": 2}}, folder / "plain")
+    for i, mesh in enumerate(
+        ({"seed": 4, "data": 1, "fsdp": 2}, {"seed": 1, "data": 8}, {"seed": 2, "data": 2, "model": 2})
+    ):
+        other = trained({**base, "mesh": mesh}, folder / str(i))
+        assert far(plain, other) < 1e-5, (mesh, far(plain, other))
+    alone = trained(images(seed=2), folder / "alone")
+    one = far(alone, alone._replace(ts=tmap(lambda x: x[2], plain.ts)))
+    assert one < 1e-5, one
+
+
+def a_checkpoint_of_any_mesh_goes_on_on_any_other(folder: Path) -> None:
+    """The same rows and the same noise: three steps on one mesh and three on another are six on one."""
+
+    def config(mesh: dict[str, int]) -> dict[str, Any]:
+        return text(folder, mesh=mesh, checkpoint_every="3 steps", model={**text(folder)["model"], "dropout": 0.1})
+
+    plain = trained(config({}), folder / "plain")
+    for i, (first, then) in enumerate((({"fsdp": 8}, {}), ({}, {"fsdp": 2, "model": 2}), ({"model": 4}, {"fsdp": 4}))):
+        with runs.Session(config(first), folder / str(i), quiet=True) as session:
+            session.train(until=3)
+        both = trained(config(then), folder / str(i))
+        assert both.history[-1]["step"] == 6
+        assert far(plain, both) < 2e-5, (first, then, far(plain, both))
+
+
+def rules_of_the_user(folder: Path) -> None:
+    more = {"mesh": {"model": 8}, "shard": (("hidden_0/kernel$", ("model", None)),)}
+    run = trained(images(**more), folder / "run")
+    kernel = run.ts.params["model"]["hidden_0"]["kernel"]
+    moment = parallel.paths_of(run.ts.opt_state)
+    assert kernel.sharding.shard_shape(kernel.shape) == (8, 128)
+    cut = [v for k, v in moment.items() if k.endswith("hidden_0/kernel")]
+    assert len(cut) == 2 and all(v.sharding.shard_shape(v.shape) == (8, 128) for v in cut)  # mu and nu
+
+
+def several_steps_a_call_and_microbatches(folder: Path) -> None:
+    plain = trained(images(microbatches=2, model={"name": "mlp", "hidden": (128,)}), folder / "plain")
+    cut = trained(images(microbatches=2, model={"name": "mlp", "hidden": (128,)}, mesh={"fsdp": 4}), folder / "cut")
+    assert far(plain, cut) < 1e-5
+
+
+def one_program_by_pmap(folder: Path) -> None:
+    """The same step, mapped over devices that each know their own rows: BatchNorm is over the rows of all, and a mean
+    over tokens is that of all, of which some devices have more than others."""
+    pairs = {
+        "pipeline": "translation",
+        "data": {"name": "numbers", "rows": 400},
+        "vocabulary": 300,
+        "model": {"name": "seq2seq", "width": 16, "hidden": 16, "dropout": 0.0},
+        "optimizer": {"name": "adam", "learning_rate": 1e-2},
+        "ema": 0.9,
+        "batch_size": 16,
+        "eval_batch_size": 16,
+        "train_for": "4 steps",
+        "evals": {"test": ()},
+        "baselines": False,
+    }
+    for name, config in (("images", images(microbatches=1)), ("pairs", pairs)):
+        one, other = (trained({**config, "compile": how}, folder / f"{name}-{how}") for how in ("jit", "pmap"))
+        assert far(one, other) < 1e-5, (name, far(one, other))
+        got, want = (r.summary["metrics"]["test"]["loss"] for r in (other, one))
+        assert abs(got - want) < 1e-5, name
+        rows = [[r for r in run.history if r["split"] == "train"] for run in (one, other)]
+        np.testing.assert_allclose(*[[r["loss"] for r in each] for each in rows], rtol=1e-5)
+
+
+CASES: dict[str, Callable[[Path], None]] = {
+    f.__name__: f
+    for f in (
+        one_program_on_any_mesh_of_images,
+        one_program_on_any_mesh_of_text,
+        a_part_of_the_state_on_each_device,
+        seeds_and_parts_together,
+        a_checkpoint_of_any_mesh_goes_on_on_any_other,
+        rules_of_the_user,
+        several_steps_a_call_and_microbatches,
+        one_program_by_pmap,
+    )
+}
+
+if __name__ == "__main__":
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    assert jax.device_count() == 8, "XLA_FLAGS=--xla_force_host_platform_device_count=8"
+    CASES[sys.argv[1]](Path(sys.argv[2]))
+    print("held")
