@@ -22,7 +22,7 @@ from umbrella.settings import SettingsError
 
 MODES = ("train", "evaluate", "sample", "predict", "clean", "compare", "diagnose", "table")
 USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
-[--init_from=RUN] [--input=FILE] [--verify_resume] [--preflight]
+[--init_from=RUN] [--input=FILE] [--verify_resume] [--preflight] [--profile=A:B]
        python launch.py --mode=compare RUN_A RUN_B
 
   --config=configs/vae.py:mnist     the config, and which of its variants
@@ -46,6 +46,8 @@ USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE .
   --preflight                       says before anything is trained how arrays are cut over the devices, what memory,
                                     FLOPs and disk a run needs, and whether the checkpoints in the workdir fit; refuses
                                     what cannot fit
+  --profile=10:20                   traces these steps, counted from where training begins, into WORKDIR/profile, and
+                                    says which ten operations took longest
   --help                            this text; with --config, the keys of that config, too
 
 Every config has the keys: seed, seeds, batch_size, train_for, log_every, eval_every, checkpoint_every, pipeline, model,
@@ -64,6 +66,7 @@ class Given(NamedTuple):
     input: str
     verify_resume: bool
     preflight: bool
+    profile: str
     help: bool
 
 
@@ -95,6 +98,8 @@ def _main(argv: Sequence[str]) -> int:
         raise SettingsError(f"--mode: no mode {given.mode!r}{settings.near(given.mode, MODES)}")
     if given.input and given.mode != "predict":
         raise SettingsError(f"--input={given.input}: is what --mode=predict labels; the mode is {given.mode!r}")
+    if given.profile and (given.mode != "train" or given.verify_resume or given.preflight):
+        raise SettingsError(f"--profile={given.profile}: is about a training; leave the other modes out")
     if given.preflight:
         return _preflight(given, config)
     if given.mode == "diagnose":
@@ -117,6 +122,7 @@ def _run(given: Given, config: dict[str, Any], command: str) -> int:
     from umbrella import environment
     from umbrella.checkpoint import CheckpointError
     from umbrella.loop import Diverged
+    from umbrella.profiling import Span
     from umbrella.runs import Session
 
     environment.keep_freed_memory()
@@ -124,6 +130,7 @@ def _run(given: Given, config: dict[str, Any], command: str) -> int:
     name = _name(given.config)
     try:
         how: dict[str, Any] = {"init_from": given.init_from or None, "name": name, "command": command}
+        how["profile"] = Span.parse(given.profile) if given.profile else None
         with _termination(), _quiet(), Session(config, given.workdir or None, **how) as session:
             if given.mode != "train":
                 return _later(given, session)
@@ -301,6 +308,7 @@ def split(argv: Sequence[str]) -> tuple[Given, list[tuple[str, str]]]:
     flags.DEFINE_string("input", "", "with --mode=predict: a file of texts, one a line", flag_values=values)
     flags.DEFINE_boolean("verify_resume", False, "checks that a resume is exact", flag_values=values)
     flags.DEFINE_boolean("preflight", False, "says what a run will need, and trains nothing", flag_values=values)
+    flags.DEFINE_string("profile", "", "FIRST:STOP, the steps to trace", flag_values=values)
     flags.DEFINE_boolean("help", False, "this text", short_name="h", flag_values=values)
     try:
         left = values(rest)[1:]

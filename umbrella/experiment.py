@@ -40,10 +40,9 @@ class RunSettings:
     patience: Cadence = "never"  # stops when its mean over seeds has not improved for so long; the best state stays
     steps_per_call: Count | None = None  # of the compiled program; chosen by the size of a step when None
     eval_batch_size: Count | None = None  # batch_size when None
-    mesh: Mapping[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # data, fsdp, model, seed: see `parallel.shape_of`
-    compile: Literal["jit", "pmap"] = "jit"  # one program over the mesh, or one for each device, see docs/scale.md
+    # How many devices lie along data, fsdp, model and seed, see `umbrella.parallel.shape_of`.
+    mesh: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    compile: Literal["jit", "pmap"] = "jit"  # one program over the mesh, or one for each device
     shard: tuple[tuple[str, tuple[str | None, ...]], ...] = ()  # (regular expression, axes): see `parallel.cut`
     workers: Natural = 2  # processes that read a set that does not lie in memory
     fresh: tuple[str, ...] = ()  # with --init_from: what is not taken over, such as ("model/head",)

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import logging
 
-from umbrella import artifacts, cleaning, environment, parallel, pipelines, report, settings
+from umbrella import artifacts, cleaning, environment, parallel, pipelines, profiling, report, settings
 from umbrella._report.text import direction
 from umbrella.blame import first_bad_leaf
 from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, read_meta, restore_params, saved_paths
@@ -92,6 +92,7 @@ class Session:
         name: str | None = None,
         command: str | None = None,
         quiet: bool = False,
+        profile: profiling.Span | None = None,
     ):
         self.began = time.perf_counter()
         self.meter = environment.CompileMeter()
@@ -99,6 +100,7 @@ class Session:
         self.name = name or str(self.config.get("pipeline"))
         self.command = command
         self.quiet = quiet
+        self.profile = profile
         self.init_from = None if init_from is None else Path(init_from)
         if self.init_from is not None and not (self.init_from / "checkpoints").is_dir():
             raise SettingsError(f"--init_from={init_from}: no checkpoints there; give the workdir of a run")
@@ -137,6 +139,7 @@ class Session:
         self._best: tuple[float, int] | None = None  # (rank, step) of the best one, when there is patience
         self._writers = Writers()
         self._compiled_in_hooks = 0.0
+        self._trace = None if profile is None else profiling.Trace(profile, self.workdir / "profile")
         for note in self.experiment.notes:
             self._say(note)
 
@@ -147,6 +150,8 @@ class Session:
         with contextlib.ExitStack() as stack:
             if self._is_new and kind is not None and issubclass(kind, SettingsError):
                 stack.callback(shutil.rmtree, self.workdir, ignore_errors=True)  # a mistake leaves nothing behind
+            if self._trace is not None:
+                stack.callback(self._trace.close, 0, None)
             for close in (self._lock.release, self.meter.close, self.checkpoints.close, self._writers.close):
                 stack.callback(close)  # the last first, and every one of them
 
@@ -168,6 +173,10 @@ class Session:
         if self._lost_patience(start):  # when it was stopped, and is now resumed
             total = start
         step = self.compile(ts, resident, cadence)
+        if self.profile is not None and self.profile.stop > total - start:
+            raise SettingsError(
+                f"--profile={self.profile.start}:{self.profile.stop}: {total - start:,} steps are to be made; say fewer"
+            )
         halting = "bad_step" in ts.opt_state.get("guard", {})
         hooks = Hooks(self.on_log, self.on_evaluate, self.on_save)
         spent = dict.fromkeys(("compile", "total", "step", "data_wait", "evaluate", "checkpoint"), 0.0)
@@ -187,6 +196,8 @@ class Session:
                     raise Diverged(error.step, ts, leaf) from None
                 ts, at = self._roll_back(error.step, resident), error.step + 1
         ts, ended = outcome.ts, outcome.signum
+        if self._trace is not None:
+            self._trace.close(int(np.max(jax.device_get(ts.step))), ts)
         spent = {k: v + outcome.seconds.get(k, 0.0) for k, v in spent.items()}
         spent["step"] -= self.meter.seconds - before - self._compiled_in_hooks
         spent["evaluate"] -= self._compiled_in_hooks  # a save compiles next to nothing
@@ -200,6 +211,8 @@ class Session:
             self.evaluate_all(ts)
             self.review(ts)
             spent["evaluate"] += time.perf_counter() - clock - (self.meter.seconds - before)
+        if self._trace is not None and self._trace.steps:
+            self._tell_profile(ts, resident, *step)
         self.checkpoints.wait()
         summary = self._finish(ts, "finished" if ended is None else "interrupted", spent, start, ended, trained)
         return Result(ts, self.history, summary, self.workdir, ex)
@@ -230,7 +243,21 @@ class Session:
                 spread=self.place.sums,
                 halting=halting,
                 in_step=not self.place.alone and jax.default_backend() == "cpu",
+                watch=self._trace,
             )
+
+    def _tell_profile(self, ts: TrainState, resident: Any, programs: Mapping[int, Compiled], window: Window) -> None:
+        """The costliest operations, as an artifact and on the terminal."""
+        assert self._trace is not None
+        sums, texts = self.place.sums(window.zeros()), []
+        for steps, program_ in programs.items():
+            with contextlib.closing(self._slots(0, steps)) as slots:
+                slot = self.place.slot(Feed(slots, lanes=self.mode_of_lanes == "own")(steps))
+            texts.append(program_.lower(ts, sums, self.frozen, resident, slot).compile().as_text())
+        made = profiling.costliest(self._trace.folder, self._trace.steps, texts)
+        artifacts.save(self.workdir / "artifacts", "costliest", made)
+        self._say("\n".join((made.caption, *("  ".join(f"{v:>9}" for v in row) for row in made.rows))))
+        self._say(f"The trace, for TensorBoard or Perfetto, is in {self._trace.folder}.")
 
     @property
     def mode_of_lanes(self) -> Any:

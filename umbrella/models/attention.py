@@ -179,8 +179,10 @@ class MultiHead(nn.Module):
         def heads(name: str, at: Array, of: int) -> list[Array]:
             """One product for all, head by head, so that devices that have some of the heads have all of each."""
             made = Dense(of * self.width, self.bias, kernel_init=init, dtype=self.dtype, name=name)(at)
-            made = made.reshape(*at.shape[:2], self.heads, of, size)
-            return [made[:, :, :, i] for i in range(of)]
+            each = jnp.split(
+                made.reshape(*at.shape[:2], self.heads, of * size), of, -1
+            )  # whose gradient adds nothing up
+            return each
 
         if memory is None:
             q, k, v = heads("qkv", x, 3)

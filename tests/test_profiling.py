@@ -1,0 +1,54 @@
+"""A trace of some steps says what took long, and disturbs nothing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import bits
+from tests.mesh_cases import images
+from umbrella import cli, profiling, runs
+from umbrella.profiling import Span
+from umbrella.settings import SettingsError
+
+
+def test_a_trace_tells_the_costliest_operations_and_where_they_come_from(tmp_path: Path) -> None:
+    """The products of a layer of 64 x 128 on 40 rows are a step's largest; each is made once in each traced step."""
+    config = images(train_for="12 steps", model={"name": "mlp", "hidden": (512, 512)}, steps_per_call=1)
+    plain = runs.run(config, workdir=tmp_path / "plain", quiet=True)
+    with runs.Session(config, tmp_path / "traced", quiet=True, profile=Span(3, 8)) as session:
+        traced = session.train()
+    assert bits(plain.ts.params, traced.ts.params)
+    index = json.loads((tmp_path / "traced" / "artifacts" / "index.json").read_text())
+    entry = next(e for e in index if e["name"] == "costliest")
+    assert "in 5 steps" in entry["caption"]
+    made = json.loads((tmp_path / "traced" / "artifacts" / entry["file"]).read_text())
+    rows = [dict(zip(made["columns"], row, strict=True)) for row in made["rows"]]
+    assert len(rows) == profiling.MOST
+    shares = [float(r["share"].rstrip(" %")) for r in rows]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < sum(shares) <= 100.1
+    assert any("hidden_1" in r["where"] and float(r["times a step"]) > 0 for r in rows)
+    assert "costliest" in (tmp_path / "traced" / "report.html").read_text()
+    assert list((tmp_path / "traced" / "profile").rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("text", ["10", "20:10", "0:5", "a:b", "5:5", "-1:4"])
+def test_what_is_no_span(text: str) -> None:
+    with pytest.raises(SettingsError, match=f"--profile={text}: write the first step"):
+        Span.parse(text)
+
+
+def test_a_span_beyond_the_run_is_refused_before_it_trains(tmp_path: Path) -> None:
+    message = "--profile=3:8: 6 steps are to be made"
+    with pytest.raises(SettingsError, match=message), runs.Session(images(), tmp_path, profile=Span(3, 8)) as session:
+        session.train()
+    assert cli.main(["launch.py", "--config=configs/mlp.py", "--profile=3:8", "--mode=diagnose"]) == 2
+
+
+def test_calls_of_several_steps_are_traced_whole(tmp_path: Path) -> None:
+    trace = profiling.Trace(Span(3, 8), tmp_path)
+    for step in (100, 104, 108, 112):  # of a run that was resumed at step 100
+        trace(step, np.zeros(1))
+    assert trace.steps == 4  # 104 to 107: the first call at or after 103, and those until 108
