@@ -386,9 +386,24 @@ def test_the_interval_initialiser_keeps_the_width_of_a_box() -> None:
     assert all(0.5 < w < 2 for w in kept) and grown[1] / grown[0] > 4 and grown[-1] > 1e6
 
 
-def test_orthogonal() -> None:
-    w = np.asarray(initializer("orthogonal")(jax.random.key(0), (64, 32), jnp.float32))
-    np.testing.assert_allclose(w.T @ w, np.eye(32), atol=1e-6)
+@pytest.mark.parametrize("shape", [(64, 32), (32, 64), (3, 3, 4, 8), (5, 5), (7, 1)])
+def test_orthogonal(shape: tuple[int, ...]) -> None:
+    w = np.asarray(initializer("orthogonal")(jax.random.key(0), shape, jnp.float32)).reshape(-1, shape[-1])
+    small = w.T @ w if w.shape[0] >= w.shape[1] else w @ w.T
+    np.testing.assert_allclose(small, np.eye(min(w.shape)), atol=2e-6)
+
+
+def test_orthogonal_is_uniform() -> None:
+    """A uniform unit vector of R^3 has coordinates uniform in [-1, 1] (Archimedes): mean 0, square 1/3, fourth power
+    1/5; so has every column, and every row of a square one. sd of the means of 4,000: at most sqrt(1/3 / 4000) = .009.
+    """
+    keys = jax.random.split(jax.random.key(0), 4000)
+    for shape in ((3, 2), (3, 3)):
+        w = np.asarray(jax.vmap(lambda key, s=shape: initializer("orthogonal")(key, s, jnp.float32))(keys))
+        for power, mean in ((1, 0), (2, 1 / 3), (3, 0), (4, 1 / 5)):
+            np.testing.assert_allclose((w**power).mean(0), mean, atol=0.04)
+    turned = np.linalg.det(w) > 0
+    assert abs(turned.mean() - 0.5) < 0.04  # sd sqrt(.25 / 4000) = .008
 
 
 @pytest.mark.parametrize(("name", "survives"), [("he_normal", True), ("xavier_normal", False)])

@@ -27,13 +27,39 @@ def _interval(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) 
     return jax.random.normal(key, shape, dtype) * (math.sqrt(2 * math.pi) / math.prod(shape[:-1]))
 
 
+def rotation(rows: int, columns: int, key: jax.Array) -> jax.Array:
+    """f32[N, K], K <= N: orthonormal columns, uniformly distributed; a product of K reflections, each of which takes an
+    axis to a random direction (Stewart 1980, theorem 3.3). By hand: several batched QR decompositions in one program,
+    of the layers of several seeds, block each other for ever in the thread pool of XLA's CPU backend (jaxlib 0.10.2).
+    """
+    x = jnp.triu(jax.random.normal(key, (columns, rows)))
+    diagonal = jnp.diagonal(x)
+    sign = jnp.where(diagonal < 0, -1.0, 1.0)
+    v = x + jnp.eye(columns, rows) * (sign * jnp.linalg.norm(x, axis=1))[:, None]
+    v = v / jnp.linalg.norm(v, axis=1, keepdims=True)
+
+    def reflected(i: jax.Array, q: jax.Array) -> jax.Array:
+        k = columns - 1 - i
+        return q - 2 * jnp.outer(v[k], v[k] @ q)
+
+    q = jax.lax.fori_loop(0, columns, reflected, jnp.eye(rows, columns))
+    return -q * sign[None]
+
+
+def orthogonal(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:
+    """Weights [..., C] whose columns are orthonormal, or, where those are more than the rows, whose rows are."""
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    made = rotation(max(rows, columns), min(rows, columns), key)
+    return (made if rows >= columns else made.T).reshape(shape).astype(dtype)
+
+
 _INITS: dict[str, Callable[..., Any]] = {
     "lecun_normal": nn.initializers.lecun_normal,  # variance 1 / in: keeps a linear layer's signal
     "xavier_normal": nn.initializers.xavier_normal,  # 2 / (in + out) (Glorot and Bengio 2010, eq. 12)
     "xavier_uniform": nn.initializers.xavier_uniform,  # the same variance (eq. 16)
     "he_normal": nn.initializers.he_normal,  # 2 / in: keeps the signal through ReLUs (He et al. 2015, eq. 10)
     "he_uniform": nn.initializers.he_uniform,
-    "orthogonal": nn.initializers.orthogonal,  # rows or columns orthonormal (Saxe et al. 2014)
+    "orthogonal": lambda: orthogonal,  # rows or columns orthonormal (Saxe et al. 2014)
     "truncated_normal": lambda: nn.initializers.truncated_normal(0.02),  # cut at two sd, of the uncut normal
     # 2 pi / in^2: keeps the width of a box through interval bounds, which he_normal makes sqrt(in / pi) times as wide
     # in every layer (Shi et al. 2021, section 4.1).

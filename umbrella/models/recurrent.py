@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from umbrella.choices import one_of
 from umbrella.models.carry import carried
-from umbrella.models.layers import Dropout, product
+from umbrella.models.layers import Dropout, product, rotation
 from umbrella.models.linear import LinearLayer
 from umbrella.settings import Count, Fraction
 
@@ -225,20 +225,7 @@ def _scan(
 def _orthogonal(key: Array, shape: tuple[int, int]) -> Array:
     """f32[W, G W]: G orthogonal matrices side by side."""
     w, wide = shape
-    return jnp.concatenate(list(jax.vmap(partial(_rotation, w))(jax.random.split(key, wide // w))), 1)
-
-
-def _rotation(n: int, key: Array) -> Array:
-    """f32[N, N], orthogonal, uniformly distributed: a product of N reflections, each of which takes an axis to a random
-    direction (Stewart 1980, theorem 3.3). By hand: several batched QR decompositions in one program, of the gates of
-    several seeds, block each other for ever in the thread pool of XLA's CPU backend (jaxlib 0.10.2).
-    """
-    x = jnp.triu(jax.random.normal(key, (n, n)))
-    sign = jnp.where(jnp.diagonal(x) < 0, -1.0, 1.0)
-    v = x + jnp.diag(sign * jnp.linalg.norm(x, axis=1))
-    v = v / jnp.linalg.norm(v, axis=1, keepdims=True)
-    q = jax.lax.fori_loop(0, n, lambda k, q: q - 2 * jnp.outer(q @ v[k], v[k]), jnp.eye(n))
-    return -q * sign[None]
+    return jnp.concatenate(list(jax.vmap(partial(rotation, w, w))(jax.random.split(key, wide // w))), 1)
 
 
 def _keeping(key: Array, shape: tuple[int], gates: tuple[str, ...]) -> Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from umbrella.models.attention import NOWHERE, additive
-from umbrella.models.layers import Activation, Dense, Dropout, product
+from umbrella.models.layers import Activation, Dense, Dropout, orthogonal, product
 from umbrella.models.recurrent import KINDS, Recurrent, ends
 from umbrella.models.transformer import Precision, Transformer
 from umbrella.settings import Count, Fraction, Natural
@@ -119,7 +119,7 @@ class AttentionCell(nn.Module):
         wide, init = len(kind.gates) * w, nn.initializers.lecun_normal()
         self.from_input = Dense(wide)
         self.from_context = self.param("context", init, (self.source, wide))
-        self.from_state = self.param("state", nn.initializers.orthogonal(), (w, wide))
+        self.from_state = self.param("state", orthogonal, (w, wide))
         self.own = {
             k: self.param(k, nn.initializers.constant(start), (n * w,)) for k, (n, start) in kind.weights.items()
         }
