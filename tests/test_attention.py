@@ -1,6 +1,7 @@
 """Attention and Transformers: against NumPy, and what must not change what."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -130,12 +131,30 @@ def test_remat_and_bf16_are_the_same_function() -> None:
         return jax.value_and_grad(lambda p: jnp.square(net.apply(p, x, train=False)).sum())(params)
 
     want = loss(plain)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), loss(Transformer(**make, remat=True)), want
-    )
+    for remat in (True, "dots", "dots_no_batch"):
+        again = loss(Transformer(**make, remat=remat))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), again, want)
     low = Transformer(**make, precision="bf16").apply(params, x, train=False)
     assert low.dtype == jnp.float32
     np.testing.assert_allclose(low, plain.apply(params, x, train=False), atol=0.05)
+
+
+def test_remat_keeps_what_it_says() -> None:
+    """Between the passes, of two layers: True their inputs; "dots_no_batch" what dense layers give, too, 3 + 1 + 4 + 1
+    widths a position and layer; "dots" scores and what is mixed by them as well; False everything."""
+    x = jnp.ones((2, 128, 16))
+    params = Transformer(16, layers=2, heads=2, causal=True, positions="none").init(KEY, x, train=False)
+    kept = {}
+    for remat in (True, "dots_no_batch", "dots", False):
+        net = Transformer(16, layers=2, heads=2, causal=True, positions="none", remat=remat)
+        _, back = jax.vjp(lambda p, net=net: net.apply(p, x, train=False), params)
+        kept[remat] = [v.shape for v in jax.tree.leaves(back)]
+    rows = {k: sum(math.prod(s) for s in v) for k, v in kept.items()}
+    assert rows[True] < rows["dots_no_batch"] < rows["dots"] < rows[False]
+    # The last product, whose gradient needs its inputs alone, may go.
+    assert 2 * 128 * 16 * 8 * 2 <= rows["dots_no_batch"] - rows[True] <= 2 * 128 * 16 * 9 * 2
+    scores = (2, 2, 64, 128)  # of the second block of queries
+    assert [scores in kept[k] for k in (True, "dots_no_batch", "dots", False)] == [False, False, True, True]
 
 
 def test_refusals() -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from umbrella.models.attention import Positions
 from umbrella.models.layers import ACTIVATIONS, Activation, Dense, Dropout, product
 from umbrella.models.recurrent import Cell, Recurrent
-from umbrella.models.transformer import Precision, Transformer
+from umbrella.models.transformer import Precision, Remat, Transformer
 from umbrella.settings import Count, Fraction, Natural
 
 Array = jax.Array
@@ -42,7 +42,7 @@ class GPT(nn.Module):
     dropout: Fraction = 0.0
     activation: Activation = "gelu"
     tied: bool = True
-    remat: bool = False
+    remat: Remat = False
     precision: Precision = "f32"
 
     @nn.compact
@@ -74,7 +74,7 @@ class BERT(nn.Module):
     dropout: Fraction = 0.0
     activation: Activation = "gelu"
     tied: bool = True
-    remat: bool = False
+    remat: Remat = False
     precision: Precision = "f32"
 
     @nn.compact

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from umbrella.models.attention import NOWHERE, additive
 from umbrella.models.layers import Activation, Dense, Dropout, orthogonal, product
 from umbrella.models.recurrent import KINDS, Recurrent, ends
-from umbrella.models.transformer import Precision, Transformer
+from umbrella.models.transformer import Precision, Remat, Transformer
 from umbrella.settings import Count, Fraction, Natural
 
 Array = jax.Array
@@ -195,7 +195,7 @@ class TransformerSeq2Seq(nn.Module):
     activation: Activation = "relu"
     dropout: Fraction = 0.1
     tied: bool = True
-    remat: bool = False
+    remat: Remat = False
     precision: Precision = "f32"
 
     def setup(self) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from umbrella.models.attention import Additive, Positions
 from umbrella.models.language import stack
 from umbrella.models.layers import Activation, Dropout
-from umbrella.models.transformer import Precision
+from umbrella.models.transformer import Precision, Remat
 from umbrella.settings import Count, Fraction, Natural
 
 Array = jax.Array
@@ -44,7 +44,7 @@ class TextBERT(nn.Module):
     positions: Positions = "learned"
     dropout: Fraction = 0.1
     activation: Activation = "gelu"
-    remat: bool = False
+    remat: Remat = False
     precision: Precision = "f32"
 
     @nn.compact

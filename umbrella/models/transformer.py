@@ -14,6 +14,12 @@ from umbrella.settings import Count, Fraction, Natural
 
 Array = jax.Array
 Precision = Literal["f32", "bf16"]
+Remat = bool | Literal["dots", "dots_no_batch"]
+POLICIES: dict[bool | str, Callable[..., bool] | None] = {
+    True: None,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
 
 
@@ -96,7 +102,9 @@ class Transformer(nn.Module):
       cross: the blocks look at a memory, too.
       dropout: of the sum with the positions, of attention weights, and of what each part adds.
       activation: of the perceptrons.
-      remat: computes the blocks again in the backward pass instead of keeping what is in them: memory for time.
+      remat: computes the blocks again in the backward pass instead of keeping what is in them: memory for time. "dots"
+        keeps the results of matrix products, which are what takes long; "dots_no_batch" those of dense layers alone, so
+        not the scores of attention, which are what takes room; True keeps nothing but the blocks' inputs.
       precision: what the blocks compute in; parameters, norms' sums, softmax and output are f32.
 
     Source: Vaswani et al. 2017; "pre" with small initial outputs as in Radford et al. 2019.
@@ -113,7 +121,7 @@ class Transformer(nn.Module):
     cross: bool = False
     dropout: Fraction = 0.0
     activation: Activation = "gelu"
-    remat: bool = False
+    remat: Remat = False
     precision: Precision = "f32"
 
     @nn.compact
@@ -147,7 +155,9 @@ class Transformer(nn.Module):
         mask = None if there is None else (there > 0)[:, None, None]
         memory_mask = None if memory_there is None else (memory_there > 0)[:, None, None]
         memory = None if memory is None else memory.astype(dtype)
-        block = nn.remat(Block, static_argnums=(5, 6)) if self.remat else Block
+        block = Block
+        if self.remat:
+            block = nn.remat(Block, static_argnums=(5, 6), policy=POLICIES[self.remat])
         for i in range(self.layers):
             x = block(
                 self.width,
