@@ -23,6 +23,8 @@ SHOWN = (
     "nll",
     "bits_per_dim",
     "accuracy",
+    "one_hidden_accuracy",
+    "one_hidden_loss",
     "loss",
     "loss_at_temperature",
     "ece",

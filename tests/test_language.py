@@ -98,6 +98,67 @@ def test_what_is_written_is_the_likeliest_next_token_each_time(model: str) -> No
         np.testing.assert_array_equal(likeliest(got[4:])[3:7], got[8:])
 
 
+@pytest.mark.parametrize("positions", ["rotary", "none"])
+def test_texts_in_a_row_do_not_see_each_other(positions: str) -> None:
+    """What a model says of each is what it says of it alone, wherever in the row it lies; long rows are attended to in
+    blocks."""
+    net = models.GPT(20, 192, width=16, layers=2, heads=2, positions=positions, apart=3)
+    rng = np.random.default_rng(0)
+    texts = [np.r_[3, rng.integers(5, 20, n)].astype(np.int32) for n in (1, 90, 30, 61)]
+    row = np.concatenate([rng.integers(5, 20, 6).astype(np.int32), *texts])  # the end of a text comes first
+    assert len(row) == 192
+    params = net.init(KEY, row[None], train=False)
+    params = jax.tree.map(lambda p: 3 * p, params)
+    got = net.apply(params, row[None], train=False)[0]
+    start = 6
+    for text in texts:
+        alone = net.apply(params, text[None], train=False)[0]
+        np.testing.assert_allclose(got[start : start + len(text)], alone, atol=1e-4)
+        start += len(text)
+    together = net.clone(apart=-1).apply(params, row[None], train=False)[0]
+    assert float(jnp.abs(together - got)[8:].max()) > 1e-2
+
+
+def test_packed_lines(tmp_path: Any) -> None:
+    """END, then every line and END again; END counts as the end of a line in bits per character; what is written is
+    a text a line."""
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice(WORDS, 3)) for _ in range(300)]
+    (tmp_path / "text.txt").write_text("\n\n".join(lines))
+    path = str(tmp_path / "text.txt")
+    r = um.run(config(path, {**GPT, "positions": "rotary"}, packed=True), workdir=tmp_path / "run", quiet=True)
+    test = r.experiment.dataset.test
+    kept = tokenizers.from_json(r.experiment.kept["tokenizer"])
+    told = "".join("\n" if t == tokenizers.END else kept.decode(np.array([t])) for t in test.tokens)
+    whole = (tmp_path / "text.txt").read_text()
+    tail = whole[len(whole) - round(len(whole) / 10) :]
+    assert [line for line in told.split("\n") if line] == [line for line in tail.split("\n") if line]
+    metrics = r.summary["metrics"]["test"]
+    assert metrics["bits_per_character"] == pytest.approx(metrics["loss"] / np.log(2), rel=1e-6)
+    written = (tmp_path / "run" / "artifacts" / "text.txt").read_text()
+    assert "<end>" not in written
+    for model in (LSTM, BERT):
+        more = {"task": "masked"} if model is BERT else {}
+        with pytest.raises(SettingsError, match="config.packed: keeps the texts of a row apart for the model 'gpt'"):
+            pipelines.build(config(path, model, packed=True, **more))
+
+
+def test_packed_texts_are_written_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model ends a text after three tokens: of eight, with the ends between them, there are two texts and the
+    prompt's rest."""
+    asked_of: list[list[int]] = []
+
+    def continued(net: Any, params: Any, begin: np.ndarray, asked: Any, key: Any) -> np.ndarray:
+        asked_of.append(begin.tolist())
+        return np.concatenate([begin, np.array([7, 8, 9, tokenizers.END, 7, 7, 7, 7], np.int32)[: asked.length]])
+
+    monkeypatch.setattr(_writing, "continued", continued)
+    asked = _writing.Writing("ab", 10, 0.0, 0, 1.0)
+    made = _writing.several(None, None, np.array([5, 6]), asked, KEY)
+    assert asked_of == [[tokenizers.END, 5, 6], [tokenizers.END]]
+    assert [t.tolist() for t in made] == [[5, 6, 7, 8, 9], [7, 8, 9]]
+
+
 def test_mask_tokens() -> None:
     """Of 40,000 tokens 15 % are told: 80 % of these hidden, 10 % another token, 10 % as they are; four standard
     deviations of the counts. Padding and what is masked already never are."""

@@ -26,6 +26,8 @@ class GPT(nn.Module):
     Attributes:
       words: V, size of the vocabulary.
       length: positions it sees at most.
+      apart: the token that stands before each of several texts in a row, none of which sees another; -1: a row is one
+        text. What is decoded is one text: it begins with that token.
       width, layers, heads, hidden, positions, dropout, activation, remat, precision: see Transformer.
       tied: the output's weights are the embedding's (Press and Wolf 2017).
 
@@ -44,12 +46,14 @@ class GPT(nn.Module):
     tied: bool = True
     remat: Remat = False
     precision: Precision = "f32"
+    apart: int = -1
 
     @nn.compact
     def __call__(self, x: Any, *, decode: bool = False, train: bool) -> Array:
         tokens = x["tokens"] if isinstance(x, Mapping) else x
         embedding = nn.Embed(self.words, self.width, embedding_init=nn.initializers.normal(0.02), name="embedding")
-        h = stack(self, causal=True)(embedding(tokens), decode=decode, train=train)
+        text = None if self.apart < 0 or decode else jnp.cumsum(tokens == self.apart, 1)
+        h = stack(self, causal=True)(embedding(tokens), text=text, decode=decode, train=train)
         return _head(self, h, embedding)
 
 

@@ -132,12 +132,14 @@ class Transformer(nn.Module):
         there: Array | None = None,
         memory: Array | None = None,
         memory_there: Array | None = None,
+        text: Array | None = None,
         decode: bool = False,
         train: bool,
     ) -> Array:
         """Args:
           x: f32[B, T, W].
           there: f32[B, T], 1 where there is something to look at; everywhere when None.
+          text: i32[B, T], which of the texts in its row a position belongs to: it sees no other; all of one when None.
           memory: f32[B, S, W], what the blocks look at when `cross`.
           memory_there: f32[B, S], as `there`.
           decode: x is what comes after what the collection "cache" has seen; `there` is then no use.
@@ -153,6 +155,9 @@ class Transformer(nn.Module):
         x = self._placed(x, decode).astype(dtype)
         x = Dropout(self.dropout, deterministic=not train)(x)
         mask = None if there is None else (there > 0)[:, None, None]
+        if text is not None:
+            same = text[:, None, :, None] == text[:, None, None, :]
+            mask = same if mask is None else mask & same
         memory_mask = None if memory_there is None else (memory_there > 0)[:, None, None]
         memory = None if memory is None else memory.astype(dtype)
         block = Block

@@ -11,7 +11,7 @@ import numpy as np
 from umbrella import decoding, losses
 from umbrella.artifacts import Curves, Table, Text
 from umbrella.data.sequences import Tokens
-from umbrella.data.tokenizers import MASK, Tokenizer
+from umbrella.data.tokenizers import END, MASK, Tokenizer
 from umbrella.models.language import decoder
 from umbrella.objective import Array, View
 from umbrella.pipelines._ngrams import places
@@ -77,13 +77,33 @@ def check_prompt(asked: Writing, tokenizer: Tokenizer) -> None:
 def write(net: Any, view: View, tokenizer: Tokenizer, before: np.ndarray, asked: Writing, key: Array) -> Text:
     """What a model of the next token writes by itself, after its prompt or, without one, after the last of `before`
     i32[C]. `view` is of one seed, its parameters the effective ones."""
-    start = tokenizer.encode(asked.prompt) if asked.prompt else before[-BEFORE:]
-    text = tokenizer.decode(continued(net, view.params["model"], start, asked, key))
+    packed = getattr(net, "apart", -1) >= 0
+    if packed:
+        start = tokenizer.encode(asked.prompt)
+        text = "\n".join(tokenizer.decode(t) for t in several(net, view.params["model"], start, asked, key))
+    else:
+        start = tokenizer.encode(asked.prompt) if asked.prompt else before[-BEFORE:]
+        text = tokenizer.decode(continued(net, view.params["model"], start, asked, key))
     told = [f"beam {asked.beam}" if asked.beam else f"temperature {asked.temperature:g}"]
     told += [f"top_k {asked.top_k}"] * (asked.top_k > 0) + [f"top_p {asked.top_p:g}"] * (asked.top_p < 1)
-    after = repr(asked.prompt) if asked.prompt else "the end of the text before test, with which it begins here"
+    after = "the end of the text before test, with which it begins here"
+    if asked.prompt or packed:
+        after = repr(asked.prompt) if asked.prompt else "nothing, a text a line"
     caption = f"What the first seed's model writes after {after}: {asked.length:,} tokens, {', '.join(told)}."
     return Text(text, caption)
+
+
+def several(net: Any, params: Any, start: np.ndarray, asked: Writing, key: Array) -> list[np.ndarray]:
+    """Texts i32[T], one after the other until they have asked.length tokens, each until the model ends it; the first
+    begins with i32[P]."""
+    made: list[np.ndarray] = []
+    while (left := asked.length - sum(len(t) + 1 for t in made)) > 0:
+        key, now = jax.random.split(key)
+        begin = np.concatenate([[END], start if not made else start[:0]]).astype(np.int32)
+        told = continued(net, params, begin, asked._replace(length=left), now)[1:]
+        ends = np.flatnonzero(told[len(begin) - 1 :] == END)
+        made.append(told[: len(begin) - 1 + ends[0]] if len(ends) else told)
+    return made
 
 
 def continued(net: Any, params: Any, start: np.ndarray, asked: Writing, key: Array) -> np.ndarray:

@@ -33,7 +33,7 @@ from umbrella.settings import Count, Fraction, Natural, SettingsError
 from umbrella.transforms import hide, mask_tokens
 
 FITTING = ("l1", "l2", "label_smoothing", "lora", "sam")
-GIVEN = {"gpt": ("words", "length"), "recurrent_lm": ("words",), "bert": ("words", "length")}
+GIVEN = {"gpt": ("words", "length", "apart"), "recurrent_lm": ("words",), "bert": ("words", "length")}
 OF_TASK = {"next": ("gpt", "recurrent_lm"), "masked": ("bert",)}
 
 
@@ -48,11 +48,13 @@ class Corpus(NamedTuple):
     tokenizer: Tokenizer
     parts: dict[str, sequences.Tokens]  # train, validation, test, train_eval
     lossless: bool  # whether the tokens of test are its text, to the last character
+    packed: bool = False  # whether every line is a text, whose end is a token
 
     def width(self, split: str) -> float | None:
         """Characters of a token of a split on average; None where tokens forget what they were."""
         part = self.parts[split]
-        return len(self.tokenizer.decode(part.tokens)) / len(part.tokens) if self.lossless else None
+        ends = int(np.sum(part.tokens == tokenizers.END))  # of lines, which are characters of the text
+        return (len(self.tokenizer.decode(part.tokens)) + ends) / len(part.tokens) if self.lossless else None
 
 
 def problem(
@@ -64,6 +66,7 @@ def problem(
     tokenizer: str | None = None,
     tokens: Literal["char", "whitespace", "bpe"] = "char",
     vocabulary: Natural = 0,
+    packed: bool = False,
     length: Count = 128,
     stride: Natural = 0,
     hidden: Fraction = 0.15,
@@ -81,6 +84,8 @@ def problem(
         checkpoint: "char", "whitespace" (words; what stood between them is forgotten) or "bpe" (byte pairs; any text).
       vocabulary: how many tokens there are, five special ones among them; 0 for all characters or words. "bpe" needs
         it.
+      packed: every line is a text of its own. Several lie in a row, one after the other, and none sees another; the
+        end of each is a token, which is told like any other. For gpt.
       length: tokens of a row.
       stride: in evaluation a model that sees so many tokens at most is moved by `stride`, and scores as many; the
         others it sees as context. 0 for half of the length.
@@ -94,9 +99,13 @@ def problem(
         raise SettingsError(
             f"config.model.name: {model['name']!r} is not for the task {task!r} (one of: {', '.join(OF_TASK[task])})"
         )
-    found = read(dataset, None if tokenizer is None else learnt(tokenizer), tokens, vocabulary, length)
+    if packed and model.get("name") != "gpt":
+        raise SettingsError(
+            f"config.packed: keeps the texts of a row apart for the model 'gpt'; {model.get('name')!r} would see all"
+        )
+    found = read(dataset, None if tokenizer is None else learnt(tokenizer), tokens, vocabulary, length, packed)
     _writing.check_prompt(asked, found.tokenizer)
-    given = {"words": found.tokenizer.size, "length": length}
+    given = {"words": found.tokenizer.size, "length": length, "apart": tokenizers.END if packed else -1}
     mine = {k: given[k] for k in GIVEN.get(str(model.get("name")), ())}
     net = models.build(model, only=OF_TASK[task], log=log, **mine)
     stateful = getattr(net, "stateful", False)
@@ -176,7 +185,9 @@ def problem(
     )
 
 
-def read(dataset: Dataset, given: Tokenizer | None, kind: str, vocabulary: int, length: int) -> Corpus:
+def read(
+    dataset: Dataset, given: Tokenizer | None, kind: str, vocabulary: int, length: int, packed: bool = False
+) -> Corpus:
     """The text as tokens, by the tokenizer given or one of the training text.
 
     Raises:
@@ -189,7 +200,8 @@ def read(dataset: Dataset, given: Tokenizer | None, kind: str, vocabulary: int, 
         tokenizer = given or tokenizers.train(kind, [text["train"]], size=vocabulary or None)
     except SettingsError as error:
         raise SettingsError(f"config.vocabulary: {error}") from None
-    cut = {s: tokenizer.encode(t) for s, t in text.items()}
+    cut = {s: encoded(tokenizer, t, packed) for s, t in text.items()}
+    whole = "".join(lines_of(text["test"])) if packed else text["test"]
     both = np.concatenate([cut["train"], cut["validation"]])
     past = {"train": both[:0], "validation": cut["train"], "test": both}
     # As much of train as validation has, from its middle: for the gap between the two.
@@ -201,7 +213,21 @@ def read(dataset: Dataset, given: Tokenizer | None, kind: str, vocabulary: int, 
         raise SettingsError(
             f"config.length: {length:,}: the training text has {len(cut['train']):,} tokens; wanted four rows at least"
         )
-    return Corpus(tokenizer, parts, tokenizer.decode(cut["test"]) == text["test"])
+    return Corpus(tokenizer, parts, tokenizer.decode(cut["test"]) == whole, packed)
+
+
+def encoded(tokenizer: Tokenizer, text: str, packed: bool) -> np.ndarray:
+    """i32[N]; when packed END, then each line and END again, in the place of the ends of lines."""
+    if not packed:
+        return tokenizer.encode(text)
+    end = np.array([tokenizers.END], np.int32)
+    each = [part for line in lines_of(text) for part in (tokenizer.encode(line), end)]
+    return np.concatenate([end, *each]) if each else end
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines that are not blank."""
+    return [line for line in text.split("\n") if line.strip()]
 
 
 def outer(task: str, stateful: bool, size: int, hidden: float) -> Transform:
