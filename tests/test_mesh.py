@@ -62,13 +62,13 @@ def test_a_mesh_that_is_none(devices: int, seeds: int, given: dict[str, int], wo
 @pytest.mark.parametrize(
     ("path", "shape", "wanted"),
     [
-        ("params/model/transformer/block_0/attention/qkv/kernel", (64, 192), ("fsdp", "model")),
-        ("params/model/transformer/block_0/attention/out/kernel", (64, 64), ("model", "fsdp")),
-        ("opt_state/all/0/mu/model/transformer/block_0/in/bias", (256,), ("model",)),
-        ("params/model/other/kernel", (63, 128), (None, "fsdp")),  # no rule; two devices do not divide 63
-        ("params/model/other/kernel", (8, 16), (None, None)),  # too small to be worth gathering
-        ("params/model/head/kernel", (4096, 10), ("fsdp", None)),  # four devices do not divide 10
-        ("params/model/conv_0/kernel", (3, 3, 64, 128), (None, None, "fsdp", "model")),
+        ("model/transformer/block_0/attention/query_key_value/kernel", (64, 192), ("fsdp", "model")),
+        ("model/transformer/block_0/attention/out/kernel", (64, 64), ("model", "fsdp")),
+        ("model/transformer/block_0/in/bias", (256,), ("model",)),
+        ("model/other/kernel", (63, 128), (None, "fsdp")),  # no rule; two devices do not divide 63
+        ("model/other/kernel", (8, 16), (None, None)),  # too small to be worth gathering
+        ("model/head/kernel", (4096, 10), ("fsdp", None)),  # four devices do not divide 10
+        ("model/conv_0/kernel", (3, 3, 64, 128), (None, None, "fsdp", "model")),
         ("step", (), ()),
     ],
 )
@@ -79,14 +79,16 @@ def test_how_an_array_is_cut(path: str, shape: tuple[int, ...], wanted: tuple[An
 @pytest.mark.parametrize(
     ("rule", "words"),
     [
-        (("hiden", ("model", None)), "'hiden' is found in no path of a parameter, such as params/model/head/bias"),
-        (("hidden_0/kernel$", ("model",)), "names 1 axes, and params/model/hidden_0/kernel has 2"),
+        (("hiden", ("model", None)), "'hiden' is found in no path of a parameter, such as model/head/bias"),
+        (("hidden_0/kernel$", ("model",)), "names 1 axes, and model/hidden_0/kernel has 2"),
         (("hidden_0/kernel$", ("tensor", None)), r"no axis 'tensor' \(one of"),
+        (("hidden_0/kernel$", ("model", "model")), "names an axis of the mesh twice"),
+        (("^params/model", ("model", None)), "is found in no path"),
         (("hidden_0/(kernel$", ("model", None)), "is no regular expression"),
     ],
 )
 def test_a_rule_that_is_none(rule: Any, words: str) -> None:
-    paths = {"params/model/hidden_0/kernel": (4, 8), "params/model/head/bias": (3,)}
+    paths = {"model/hidden_0/kernel": (4, 8), "model/head/bias": (3,)}
     with pytest.raises(SettingsError, match=words):
         rules_of((rule,), paths)
 
@@ -101,6 +103,10 @@ def test_a_mesh_and_rules_are_refused_before_anything_is_written(tmp_path: Path)
         ({"shard": "hidden"}, "config.shard: "),
         ({"compile": "pmap", "seeds": 2}, "config.compile: 'pmap' trains one seed"),
         ({"compile": "pmap", "mesh": {"fsdp": 2}}, "config.compile: 'pmap' deals out rows and nothing else"),
+        (
+            {"compile": "pmap", "microbatches": 4, "batch_size": 44},
+            "config.microbatches: 4 slices do not divide the 44",
+        ),
         ({"compile": "pmapp"}, r"config.compile: 'pmapp' is not one of the choices \(did you mean 'pmap'"),
     ):
         with pytest.raises(SettingsError, match=words):
@@ -139,7 +145,7 @@ def test_preflight_refuses_what_cannot_fit(tmp_path: Path, monkeypatch: pytest.M
         preflight.preflight(images(), tmp_path / "run", name="images")
     monkeypatch.undo()
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 1000))
-    with pytest.raises(SettingsError, match="checkpoints will take .*, and 1 kB are free there"):
+    with pytest.raises(SettingsError, match="checkpoints will take .* more, and 1 kB are free there"):
         preflight.preflight(images(), tmp_path / "run", name="images")
 
 

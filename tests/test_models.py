@@ -342,5 +342,7 @@ def test_dropout_of_an_axis_at_the_ends_and_off() -> None:
     assert (y == y[:, :1]).all()
     assert 0 < (y > 0).mean() < 1
     assert not layers.Dropout(1.0).apply({}, x, deterministic=False, rngs=rngs).any()
-    for rate, off in ((0.5, True), (0.0, False), (0.001, False)):
+    few = np.asarray(layers.Dropout(0.001).apply({}, jnp.ones((100, 256)), deterministic=False, rngs=rngs))
+    assert 0 < (few == 0).mean() < 0.01  # 1 of 256, the least there is
+    for rate, off in ((0.5, True), (0.0, False)):
         np.testing.assert_array_equal(layers.Dropout(rate).apply({}, x, deterministic=off, rngs=rngs), x)

@@ -200,16 +200,12 @@ def _compare(given: Given) -> int:
 
 def _preflight(given: Given, config: dict[str, Any]) -> int:
     from umbrella import environment, preflight
-    from umbrella.checkpoint import CheckpointError
 
-    if given.mode != "train":
-        raise SettingsError(f"--preflight: is about a training; leave --mode={given.mode} out")
+    if given.mode != "train" or given.init_from or given.verify_resume:
+        raise SettingsError("--preflight: is about a training from here on; leave other modes and --init_from out")
     environment.keep_freed_memory()
     environment.use_compilation_cache()
-    try:
-        print(preflight.preflight(config, given.workdir or None, name=_name(given.config)))
-    except CheckpointError as error:
-        return _fail(f"--workdir={given.workdir}: {error}", 2)
+    print(preflight.preflight(config, given.workdir or None, name=_name(given.config)))
     return 0
 
 

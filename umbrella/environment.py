@@ -80,8 +80,11 @@ def keep_freed_memory() -> bool:
     XLA's CPU backend allocates the room of a step anew at every call. By default glibc maps such blocks and unmaps
     them, so that the system has to clear every page again, a fault each: a fifth of the processor time of a step of a
     small GPT. Call it before there are threads: one arena for all of them, since those of threads are too small.
+
+    What the process needed most, while it read data say, stays with it until it ends. UMBRELLA_KEEP_MEMORY=0 leaves
+    glibc as it is.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if platform.libc_ver()[0] != "glibc" or os.environ.get("UMBRELLA_KEEP_MEMORY") == "0":
         return False
     trim_threshold, mmap_max, arena_max = -1, -4, -8  # malloc.h
     mallopt = ctypes.CDLL(None).mallopt

@@ -85,7 +85,7 @@ def fit(
     spread: Callable[[PyTree], PyTree] = jax.device_put,
     halting: bool = False,
     in_step: bool = False,
-    watch: Callable[[int, PyTree], None] | None = None,
+    watch: Callable[[int, int, PyTree], None] | None = None,
 ) -> Outcome:
     """Trains from step `start` to step `total`.
 
@@ -98,7 +98,7 @@ def fit(
       spread: what all devices hold: host -> devices.
       in_step: waits for every call before the next. Several devices of one CPU need it: their collectives share its
         threads, and of two calls in flight each can hold what the other waits for.
-      watch: called before every call, with the step it begins with and what the calls so far will give.
+      watch: called before every call, with its first step, how many it makes, and what the calls so far will give.
       halting: whether the step is guarded by "halt", so that opt_state["guard"] tells of a bad step.
 
     Raises:
@@ -128,7 +128,7 @@ def fit(
                 while step < due and stop.signum is None:
                     steps = most if step % most == 0 and step + most <= due else 1
                     if watch is not None:
-                        watch(step, sums)
+                        watch(step, steps, sums)
                     clock = time.perf_counter()
                     slot = feed(steps) if put is None else put(feed(steps))
                     spent["data_wait"] += time.perf_counter() - clock

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from umbrella.experiment import RunSettings
 from umbrella.objective import PyTree
 from umbrella.settings import Count, Natural, Range, SettingsError
 from umbrella.train_state import TrainState
@@ -24,8 +25,8 @@ Rest = Annotated[int, Range(lambda v: v >= 1 or v == -1, "must be >= 1, or -1 fo
 # Tensor parallelism as in Shoeybi et al. 2019 (Megatron-LM), section 3: of two matrices in a row the first is cut by
 # its outputs and the second by its inputs, so that what is between them never leaves a device.
 TENSOR: Rules = (
-    (r"/(attention|cross)/(qkv|query|memory)/kernel$", (None, "model")),
-    (r"/(attention|cross)/(qkv|query|memory)/bias$", ("model",)),
+    (r"/(attention|cross)/(query|key_value|query_key_value)/kernel$", (None, "model")),
+    (r"/(attention|cross)/(query|key_value|query_key_value)/bias$", ("model",)),
     (r"/(attention|cross)/out/kernel$", ("model", None)),
     (r"/block_\d+/in/kernel$", (None, "model")),
     (r"/block_\d+/in/bias$", ("model",)),
@@ -102,9 +103,14 @@ def over(compiled: str) -> str | None:
     return "data" if compiled == "pmap" else None
 
 
-def check_mapped(ts: TrainState, on: Mesh, seeds: int) -> None:
+def check_mapped(ts: TrainState, on: Mesh, run: RunSettings, microbatches: int) -> None:
     """Raises SettingsError for what `config.compile="pmap"` has no way to do."""
-    if seeds > 1:
+    if run.batch_size % (on.size * microbatches):
+        raise SettingsError(
+            f"config.microbatches: {microbatches} slices do not divide the {run.batch_size} rows of a batch over "
+            f"{on.size} devices; under compile='pmap' each device cuts its own"
+        )
+    if run.seeds > 1:
         raise SettingsError("config.compile: 'pmap' trains one seed; say compile='jit', which deals out several")
     if on.size != on.shape["data"]:
         raise SettingsError(
@@ -145,7 +151,7 @@ def rules_of(given: Rules, paths: Mapping[str, tuple[int, ...]]) -> Rules:
 
     Raises:
       SettingsError: no regular expression, one that no parameter's path has, another number of axes than the arrays
-        have, or an axis that is not the mesh's.
+        have, an axis that is not the mesh's, or one twice.
     """
     for pattern, cuts in given:
         try:
@@ -161,6 +167,8 @@ def rules_of(given: Rules, paths: Mapping[str, tuple[int, ...]]) -> Rules:
             )
         if wrong := [c for c in cuts if c not in (None, "fsdp", "model")]:
             raise SettingsError(f"config.shard: {pattern!r}: no axis {wrong[0]!r} (one of: None, 'fsdp', 'model')")
+        if any(cuts.count(c) > 1 for c in ("fsdp", "model")):
+            raise SettingsError(f"config.shard: {pattern!r} names an axis of the mesh twice: {cuts}")
     return (*given, *TENSOR)
 
 
@@ -228,8 +236,13 @@ class Placement:
     def state_shardings(self, ts: TrainState) -> Any:
         """A tree like ts of shardings."""
 
+        params = paths_of(ts.params)
+
         def of(keys: Any, leaf: Any) -> NamedSharding:
-            path = jax.tree_util.keystr(keys, simple=True, separator="/")
+            parts = jax.tree_util.keystr(keys, simple=True, separator="/").split("/")
+            # What is kept of a parameter has its path at the end of its own: rules are about that.
+            ends = ("/".join(parts[i:]) for i in range(len(parts)))
+            path = next((end for end in ends if end in params), "/".join(parts))
             if not self.cutting or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 return self._state
             cuts = cut(path, leaf.shape[len(self._lead) :], self.rules, self.mesh.shape)

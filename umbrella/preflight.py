@@ -15,7 +15,7 @@ import numpy as np
 
 from umbrella import environment
 from umbrella._report.text import num
-from umbrella.checkpoint import fits_newest
+from umbrella.checkpoint import Mismatch, fits_newest, read_meta
 from umbrella.parallel import AXES, paths_of
 from umbrella.runs import Session
 from umbrella.settings import SettingsError
@@ -35,7 +35,7 @@ class Needs(NamedTuple):
     has: int | None  # None when the device does not say
     flops: float  # of a step
     checkpoint: int  # on disk
-    disk: int  # that will be kept there, with one that is being written
+    disk: int  # that checkpoints will take beside those that are there, with one that is being written
     free: int  # on the disk of the workdir
 
 
@@ -53,7 +53,15 @@ def preflight(config: Mapping[str, Any], workdir: str | os.PathLike[str] | None,
     with tempfile.TemporaryDirectory() as folder, Session(config, Path(folder) / "run", name=name, quiet=True) as run:
         check_same(home, run.experiment.settings)
         ts, lowered = run.lowered()
-        found = fits_newest(home / "checkpoints", ts)
+        try:
+            found = fits_newest(home / "checkpoints", ts)
+        except Mismatch as error:
+            told = str(error).splitlines()
+            more = f" and {len(told) - 2} more" if len(told) > 2 else ""
+            raise SettingsError(
+                f"--workdir={workdir}: its checkpoint is of another program: {told[1].strip()}{more}"
+            ) from None
+        run.check_kept((read_meta(home / "checkpoints") or {}).get("kept", {}) if found is not None else None, home)
         compiled = lowered.compile()
         needs = _needs(run, ts, compiled, home)
         page = _page(run, ts, compiled, needs, found)
@@ -65,8 +73,8 @@ def preflight(config: Mapping[str, Any], workdir: str | os.PathLike[str] | None,
         )
     if needs.disk > needs.free:
         raise SettingsError(
-            f"--workdir={workdir or 'runs'}: checkpoints will take {_size(needs.disk)}, and {_size(needs.free)} are "
-            "free there; say another folder, or a smaller config.keep_checkpoints"
+            f"--workdir={workdir or 'runs'}: checkpoints will take {_size(needs.disk)} more, and {_size(needs.free)} "
+            "are free there; say another folder, or a smaller config.keep_checkpoints"
         )
     return page
 
@@ -76,6 +84,13 @@ def _needs(run: Session, ts: Any, compiled: Any, home: Path) -> Needs:
     memory = compiled.memory_analysis()
     cost = compiled.cost_analysis() or {}
     data = sum(np.asarray(x).nbytes for x in jax.tree.leaves(ex.train_data.resident))
+    data += sum(x.nbytes for x in jax.tree.leaves(ex.frozen))
+    d, every = ex.durations, ex.durations.steps(ex.run.checkpoint_every)
+    saves = -(-d.total // every) if every else 1
+    kept = min(ex.run.keep_checkpoints, saves) + (ex.run.keep_best is not None)
+    if for_good := d.steps(ex.run.keep_every):
+        kept += d.total // for_good
+    there_now = sum(p.stat().st_size for p in (home / "checkpoints").rglob("*") if p.is_file())
     whole = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(ts) if not _is_key(x))
     there = next(p for p in (home, *home.parents) if p.exists())
     return Needs(
@@ -85,7 +100,7 @@ def _needs(run: Session, ts: Any, compiled: Any, home: Path) -> Needs:
         has=_memory_of(jax.local_devices()[0]),
         flops=float(cost.get("flops", math.nan)),
         checkpoint=whole,
-        disk=whole * (ex.run.keep_checkpoints + 1),
+        disk=max(0, whole * (kept + 1) - there_now),
         free=shutil.disk_usage(there).free,
     )
 
@@ -106,8 +121,12 @@ def _page(run: Session, ts: Any, compiled: Any, needs: Needs, found: int | None)
     ex, place = run.experiment, run.place
     kind = environment.device()
     shape = " x ".join(f"{place.mesh.shape[a]} {a}" for a in AXES if place.mesh.shape[a] > 1) or "one device"
-    of = dict(Counter(COLLECTIVES.findall(compiled.as_text())))
-    talk = ", ".join(f"{n} {k}" for k, n in sorted(of.items())) or "nothing is sent between devices"
+    text = compiled.as_text()
+    loops = ", what is in loops counted once" if " while(" in text else ""
+    talk = (
+        ", ".join(f"{n} {k}" for k, n in sorted(Counter(COLLECTIVES.findall(text)).items()))
+        or "nothing is sent between devices"
+    )
     d, data = ex.durations, ex.dataset
     row = data.train.__getitems__(np.zeros(1, np.int64))
     rows = ", ".join(f"{len(getattr(data, s)):,} {s}" for s in ("train", "validation", "test"))
@@ -123,8 +142,8 @@ def _page(run: Session, ts: Any, compiled: Any, needs: Needs, found: int | None)
         *_arrays(run, ts),
         f"memory       {_size(total)} of each device" + (f", which has {_size(needs.has)}" if needs.has else ""),
         f"             {_size(needs.state)} state, {_size(needs.data)} data, {_size(needs.program)} a step",
-        f"a step       {num(needs.flops / 1e9)} GFLOP on each device; {talk}",
-        f"disk         {_size(needs.checkpoint)} a checkpoint, {_size(needs.disk)} in all, {_size(needs.free)} free",
+        f"a step       {num(needs.flops / 1e9)} GFLOP on each device{loops}; {talk}",
+        f"disk         {_size(needs.checkpoint)} a checkpoint; {_size(needs.disk)} more in all, of {_size(needs.free)}",
         f"checkpoint   {start}",
     ]
     return "\n".join(lines)

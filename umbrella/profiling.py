@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,78 +41,85 @@ class Trace:
 
     Args:
       span: of steps.
-      folder: of the trace, which TensorBoard and Perfetto show.
+      folder: of traces, which TensorBoard and Perfetto show; each is in a folder of its own there.
     """
 
     def __init__(self, span: Span, folder: Path):
-        self.span, self.folder = span, folder
+        self.span, self.within = span, folder
         self.steps = 0  # that were traced
-        self._first = self._began = -1
-        self._on = False
+        self.calls: set[int] = set()  # of so many steps each
+        self.folder = folder
+        self._made = 0  # steps so far, made again or not
+        self._on = self._over = False
 
-    def __call__(self, step: int, last: PyTree) -> None:
-        """Before a call that begins with `step`, where the calls before it will give `last`."""
-        self._first = step if self._first < 0 else self._first
-        done = step - self._first
-        if self._on and done >= self.span.stop:
-            self.close(step, last)
-        elif not self._on and not self.steps and done >= self.span.start:
+    def __call__(self, step: int, steps: int, last: PyTree) -> None:
+        """Before a call of `steps` that begins with `step`, where the calls before it will give `last`."""
+        if self._on and self._made >= self.span.stop:
+            self.close(last)
+        if not self._on and not self._over and self._made + steps > self.span.start:
             jax.block_until_ready(last)
+            self.folder = self.within / f"{step}"
             jax.profiler.start_trace(str(self.folder))
-            self._on, self._began = True, step
+            self._on = True
+        if self._on:
+            self.steps += steps
+            self.calls.add(steps)
+        self._made += steps
 
-    def close(self, step: int, last: PyTree) -> None:
+    def close(self, last: PyTree) -> None:
         """Ends a trace that is still on."""
         if self._on:
             jax.block_until_ready(last)
+            self._on, self._over = False, True
             jax.profiler.stop_trace()
-            self._on, self.steps = False, step - self._began
 
 
-def costliest(
-    folder: Path, steps: int, programs: Iterable[str], *, module: str = "jit_call", most: int = MOST
-) -> Table:
-    """The operations of a compiled program that took longest, by the trace in `folder`.
+def costliest(folder: Path, steps: int, programs: Sequence[str], *, devices: int = 1, most: int = MOST) -> Table:
+    """The operations of compiled programs that took longest, by the trace in `folder`.
 
     Args:
       steps: that were traced.
-      programs: as text, after optimisation; they say where in the model an operation comes from.
-      module: name of the program.
+      programs: as text, after optimisation: which operations are told of, and where in the model they come from.
+      devices: that ran them; times are of one.
       most: operations.
 
     Returns:
-      share of the time of all operations, milliseconds and times a step, the operation, and its place in the program.
+      share of the time of all operations, milliseconds and times a step, the operation, and its place in the program;
+      no place for a name that several programs have.
+
+    Raises:
+      ValueError: the trace has nothing of these programs.
     """
-    where = {name: _short(path) for text in programs for name, path in _NAMED.findall(text)}
+    places = [dict(_NAMED.findall(text)) for text in programs]
+    modules = {found[1] for text in programs if (found := re.match(r"HloModule ([\w.-]+)", text))}
     spent: defaultdict[str, float] = defaultdict(float)
     times: defaultdict[str, int] = defaultdict(int)
-    for name, nanoseconds in _events(folder, module):
-        spent[name] += nanoseconds
+    for name, nanoseconds in _events(folder, modules):
+        spent[name] += nanoseconds / devices
         times[name] += 1
+    if not spent:
+        raise ValueError(f"the trace in {folder} has no operation of {', '.join(sorted(modules))}")
     total = sum(spent.values())
     order = sorted(spent, key=lambda name: -spent[name])[:most]
-    rows = tuple(
-        (
-            f"{100 * spent[name] / total:.1f} %",
-            f"{spent[name] / 1e6 / steps:.3g}",
-            f"{times[name] / steps:.3g}",
-            name,
-            where.get(name, ""),
-        )
-        for name in order
-    )
-    caption = f"The {len(rows)} operations that took longest in {steps} steps, of {len(spent)} in a step."
-    return Table(("share", "ms a step", "times a step", "operation", "where"), rows, caption)
+    rows = []
+    for name in order:
+        where = {_short(named[name]) for named in places if name in named}
+        share, each, often = spent[name] / total, spent[name] / 1e6 / steps, times[name] / steps / devices
+        told = where.pop() if len(where) == 1 else ""
+        rows.append((f"{100 * share:.1f} %", f"{each:.3g}", f"{often:.3g}", name, told))
+    caption = f"The {len(rows)} operations that took longest in {steps} steps, of {len(spent)}"
+    caption += f"; on one of {devices} devices, on average." if devices > 1 else "."
+    return Table(("share", "ms a step", "times a step", "operation", "where"), tuple(rows), caption)
 
 
-def _events(folder: Path, module: str) -> Iterable[tuple[str, float]]:
+def _events(folder: Path, modules: set[str]) -> Iterable[tuple[str, float]]:
     for path in sorted(Path(folder).rglob("*.xplane.pb")):
         for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
             for line in plane.lines:
                 for event in line.events:
                     told = dict(event.stats)
                     name = str(told.get("hlo_op", ""))
-                    if name and told.get("hlo_module") == module and not event.name.startswith(OUTER):
+                    if name and told.get("hlo_module") in modules and not event.name.startswith(OUTER):
                         yield name, float(event.duration_ns)
 
 

@@ -114,7 +114,7 @@ class Session:
         shapes = jax.eval_shape(self._create, self.experiment.train_data.resident)
         mapped = run.compile == "pmap"
         if mapped:
-            parallel.check_mapped(shapes, self.mesh, run.seeds)
+            parallel.check_mapped(shapes, self.mesh, run, self.experiment.settings["microbatches"])
         rules = self._rules(shapes)
         self.place = parallel.Placement(self.mesh, lanes=self.mode_of_lanes, rules=rules, mapped=mapped)
         self.frozen = self.place.replicated(self.experiment.frozen)
@@ -151,7 +151,7 @@ class Session:
             if self._is_new and kind is not None and issubclass(kind, SettingsError):
                 stack.callback(shutil.rmtree, self.workdir, ignore_errors=True)  # a mistake leaves nothing behind
             if self._trace is not None:
-                stack.callback(self._trace.close, 0, None)
+                stack.callback(self._trace.close, None)
             for close in (self._lock.release, self.meter.close, self.checkpoints.close, self._writers.close):
                 stack.callback(close)  # the last first, and every one of them
 
@@ -197,7 +197,7 @@ class Session:
                 ts, at = self._roll_back(error.step, resident), error.step + 1
         ts, ended = outcome.ts, outcome.signum
         if self._trace is not None:
-            self._trace.close(int(np.max(jax.device_get(ts.step))), ts)
+            self._trace.close(ts)
         spent = {k: v + outcome.seconds.get(k, 0.0) for k, v in spent.items()}
         spent["step"] -= self.meter.seconds - before - self._compiled_in_hooks
         spent["evaluate"] -= self._compiled_in_hooks  # a save compiles next to nothing
@@ -211,9 +211,9 @@ class Session:
             self.evaluate_all(ts)
             self.review(ts)
             spent["evaluate"] += time.perf_counter() - clock - (self.meter.seconds - before)
-        if self._trace is not None and self._trace.steps:
-            self._tell_profile(ts, resident, *step)
         self.checkpoints.wait()
+        if self._trace is not None and ended is None:
+            self._tell_profile(ts, resident, *step)
         summary = self._finish(ts, "finished" if ended is None else "interrupted", spent, start, ended, trained)
         return Result(ts, self.history, summary, self.workdir, ex)
 
@@ -247,15 +247,24 @@ class Session:
             )
 
     def _tell_profile(self, ts: TrainState, resident: Any, programs: Mapping[int, Compiled], window: Window) -> None:
-        """The costliest operations, as an artifact and on the terminal."""
+        """The costliest operations, as an artifact and on the terminal. What goes wrong here costs the run nothing."""
         assert self._trace is not None
-        sums, texts = self.place.sums(window.zeros()), []
-        for steps, program_ in programs.items():
-            with contextlib.closing(self._slots(0, steps)) as slots:
-                slot = self.place.slot(Feed(slots, lanes=self.mode_of_lanes == "own")(steps))
-            texts.append(program_.lower(ts, sums, self.frozen, resident, slot).compile().as_text())
-        made = profiling.costliest(self._trace.folder, self._trace.steps, texts)
-        artifacts.save(self.workdir / "artifacts", "costliest", made)
+        if not self._trace.steps:
+            self._say("Note: --profile: no call began within these steps, so nothing was traced.")
+            return
+        try:
+            sums, texts = self.place.sums(window.zeros()), []
+            for steps in sorted(self._trace.calls):
+                with contextlib.closing(self._slots(0, steps)) as slots:
+                    slot = self.place.slot(Feed(slots, lanes=self.mode_of_lanes == "own")(steps))
+                lowered = programs[steps].lower(ts, sums, self.frozen, resident, slot)
+                texts.append(lowered.compile().as_text())
+            made = profiling.costliest(self._trace.folder, self._trace.steps, texts, devices=self.mesh.size)
+            artifacts.save(self.workdir / "artifacts", "costliest", made)
+        except Exception as error:
+            logging.exception("--profile")
+            self._say(f"Note: --profile: there is a trace but no table of it: {type(error).__name__}: {error}")
+            return
         self._say("\n".join((made.caption, *("  ".join(f"{v:>9}" for v in row) for row in made.rows))))
         self._say(f"The trace, for TensorBoard or Perfetto, is in {self._trace.folder}.")
 
@@ -272,7 +281,7 @@ class Session:
             raise SettingsError(f"--workdir={self.workdir}: its checkpoint is of another program: {error}") from None
         if found is not None:
             ts, meta = self.place.state(found[0]), found[1]
-            self._check_kept(meta.get("kept", {}))
+            self.check_kept(meta.get("kept", {}), self.workdir)
             self.rollbacks = self.rollbacks or list(meta.get("rollbacks", []))
             if self._patience and meta.get("best"):
                 self._best = (float(meta["best"][0]), int(meta["best"][1]))
@@ -297,12 +306,18 @@ class Session:
             self._say(f"Starting {self.workdir} from scratch.", say)
         return self.place.state(ts), 0
 
-    def _check_kept(self, kept: Mapping[str, Any]) -> None:
-        """That what the checkpoint keeps beside arrays is what is used now: numbers mean no words without it."""
+    def check_kept(self, kept: Mapping[str, Any] | None, workdir: Path) -> None:
+        """That what a checkpoint keeps beside arrays is what is used now: numbers mean no words without it.
+
+        Raises:
+          SettingsError: it is not; None, of no checkpoint, is.
+        """
+        if kept is None:
+            return
         now = json.loads(json.dumps(self.experiment.kept))
         if lost := sorted(k for k in {*now, *kept} if now.get(k) != kept.get(k)):
             raise SettingsError(
-                f"--workdir={self.workdir}: its checkpoint was made with another {lost[0]}, so the data have changed; "
+                f"--workdir={workdir}: its checkpoint was made with another {lost[0]}, so the data have changed; "
                 "use another workdir"
             )
 
@@ -321,7 +336,7 @@ class Session:
     def _rules(self, ts: TrainState) -> parallel.Rules:
         """By which arrays are cut: the user's rules and ours."""
         lead = int(self.lanes is not None)
-        paths = {f"params/{k}": v.shape[lead:] for k, v in parallel.paths_of(ts.params).items()}
+        paths = {k: v.shape[lead:] for k, v in parallel.paths_of(ts.params).items()}
         return parallel.rules_of(self.experiment.run.shard, paths)
 
     def _create(self, resident: Any) -> TrainState:
@@ -551,6 +566,9 @@ class Session:
             start = self.rollbacks[-1]["step"] + 1
             ts = ts.replace(step=ts.step * 0 + start)
         nothing = Hooks(*[lambda *_: None] * 3)
+        if self._trace is not None:  # what follows is no training
+            self._trace.close(None)
+            self._trace = None
         return self._fit(ts, compiled, resident, start, step, Cadence(0, 0, 0), nothing, halting=False).ts
 
     # ----------------------------------------------------------------------------------------------- after the training

@@ -185,9 +185,9 @@ class MultiHead(nn.Module):
             return each
 
         if memory is None:
-            q, k, v = heads("qkv", x, 3)
+            q, k, v = heads("query_key_value", x, 3)
         else:
-            (q,), (k, v) = heads("query", x, 1), heads("memory", source, 2)
+            (q,), (k, v) = heads("query", x, 1), heads("key_value", source, 2)
         start = None
         if decode and memory is None:
             start = self.variable("cache", "at", lambda: jnp.zeros(x.shape[0], jnp.int32))

@@ -277,11 +277,11 @@ def attention_of(net: Seq2Seq, variables: Mapping[str, Any], x: Mapping[str, Arr
     block = f"block_{net.layers - 1}"
 
     def asked(module: nn.Module, _: str) -> bool:
-        return module.path[-3:-1] == (block, "cross") and module.path[-1] in ("query", "memory")
+        return module.path[-3:-1] == (block, "cross") and module.path[-1] in ("query", "key_value")
 
     _, new = net.apply(variables, x, train=False, capture_intermediates=asked, mutable=["intermediates"])
     made = new["intermediates"]["decoder"][block]["cross"]
-    q, both = made["query"]["__call__"][0], made["memory"]["__call__"][0]
+    q, both = made["query"]["__call__"][0], made["key_value"]["__call__"][0]
     both = both.reshape(*both.shape[:2], net.heads, 2, -1)[:, :, :, 0]
     q, k = (v.reshape(*v.shape[:2], net.heads, -1).astype(jnp.float32) for v in (q, both))
     scores = jnp.einsum("bthd,bshd->bhts", q, k) / math.sqrt(q.shape[-1])
