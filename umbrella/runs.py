@@ -138,7 +138,7 @@ class Session:
         self._validated = -1  # the step of the last validation
         self._best: tuple[float, int] | None = None  # (rank, step) of the best one, when there is patience
         self._writers = Writers()
-        self._compiled_in_hooks = 0.0
+        self._compiled_in = {"evaluate": 0.0, "checkpoint": 0.0}  # seconds of the compiler, by what waited for it
         self._trace = None if profile is None else profiling.Trace(profile, self.workdir / "profile")
         for note in self.experiment.notes:
             self._say(note)
@@ -199,8 +199,9 @@ class Session:
         if self._trace is not None:
             self._trace.close(ts)
         spent = {k: v + outcome.seconds.get(k, 0.0) for k, v in spent.items()}
-        spent["step"] -= self.meter.seconds - before - self._compiled_in_hooks
-        spent["evaluate"] -= self._compiled_in_hooks  # a save compiles next to nothing
+        spent["step"] -= self.meter.seconds - before - sum(self._compiled_in.values())
+        for name, seconds in self._compiled_in.items():
+            spent[name] -= seconds
         if at == total > start:  # the bad step was the last
             self.on_save(total, ts)
         trained = int(np.max(jax.device_get(ts.step)))
@@ -491,7 +492,7 @@ class Session:
                 self.results[name] = self._evaluate(name, ts.eval_view())
                 self._write(step, name, self.results[name])
         self._validated = step
-        self._compiled_in_hooks += self.meter.seconds - before
+        self._compiled_in["evaluate"] += self.meter.seconds - before
         rank = self._rank({"validation": self.summarised()["validation"]}) if self._patience else None
         if rank is not None and math.isfinite(rank) and (self._best is None or rank < self._best[0]):
             self._best = (rank, step)
@@ -534,7 +535,7 @@ class Session:
         before = self.meter.seconds
         self.checkpoints.save(step, ts, meta)
         self._rolled_back_in_a_row = 0
-        self._compiled_in_hooks += self.meter.seconds - before
+        self._compiled_in["checkpoint"] += self.meter.seconds - before
 
     def _may_roll_back(self) -> bool:
         return self.experiment.rolls_back and self._rolled_back_in_a_row < MOST_ROLLBACKS

@@ -402,8 +402,15 @@ def test_F07_a_full_disk_ends_the_command_with_one_line(
     path, work = tmp_path / "small.py", tmp_path / "w"
     path.write_text(f"def get_config():\n    return {config()!r}\n")
     full = limited(9_000)
+
+    def fill() -> None:
+        end = time.monotonic() + 60  # the save of step 10 goes on in the background
+        while saved_steps(work) != [10] and time.monotonic() < end:
+            time.sleep(0.01)
+        full.__enter__()
+
     with monkeypatch.context() as patched:
-        during(patched, "on_log", lambda step: full.__enter__() if step == 15 else None)
+        during(patched, "on_log", lambda step: fill() if step == 15 else None)
         try:
             status = cli.main(["launch.py", f"--config={path}", f"--workdir={work}"])
         finally:
