@@ -6,6 +6,14 @@
 It reads characters; --config.tokens=bpe --config.vocabulary=2000 reads byte pairs. A classifier that goes on from it is
 in docs/howto/texts.md. On test: the loss of a random 15 % of the tokens, hidden together; and, one token hidden at a
 time at 20,000 places, "one_hidden_loss" and "one_hidden_accuracy", beside n-grams that see both sides by Bayes' rule.
+
+Measured on two cores of an AMD EPYC, beside other work, on tiny shakespeare, --config.train_for="12 epochs", 1 seed:
+
+    one hidden character at a time    20 minutes    accuracy 0.793, loss 0.718
+    n-grams by Kneser-Ney of 5                      0.847, 0.536
+    n-grams of 6                                    0.854, 0.511
+
+So the n-grams are better on a text of this size; the loss on validation was still falling.
 """
 
 from ml_collections import ConfigDict
