@@ -127,8 +127,10 @@ def test_an_empty_field_is_refused_dropped_or_the_value_before(
         ("date,x\n2006-01-03,1\n2006-01-04,two\n", "row 3, column 'x': 'two' is no number"),
         ("date,x\n2006-01-03,1\n2006-01-04,nan\n", "row 3, column 'x': 'nan' is no number"),
         ("date,x\n2006-01-03,1\n2006-01-04,1_0\n", "row 3, column 'x': '1_0' is no number"),
-        ("a,b\n1,2\n", "row 2: no column holds a date"),
-        ("date,b\n2006-01-03,x\n", "row 2: no number beside the date"),
+        ("a,b\n1,2\n", "no column holds a date: 'a' begins with '1'; write dates as 2006-01-03"),
+        ("b,Date\n1,3-Jan-06\n", "no column holds a date: 'Date' begins with '3-Jan-06'"),
+        ("date,b\n2006-01-03,x\n", "no column of numbers beside that of the dates, 'date'"),
+        ("date,x,y\n2006-01-03,1,\n2006-01-04,1,2\n", "row 2, column 'y': is empty"),
         ("date,x\n" + "".join(f"2006-01-0{i},\n" for i in range(3, 9)), "are fields of 6 of 6 rows; too many"),
     ],
 )
@@ -174,6 +176,13 @@ def test_a_folder_of_prices_one_for_each_ticker(tmp_path: Path) -> None:
 def test_prices_that_are_none(tmp_path: Path, row: str, words: str) -> None:
     path = written(tmp_path, f"{HEAD}{row}\n")
     assert words in refused(lambda: series.read_prices(path))
+
+
+def test_a_folder_s_files_whatever_their_case_but_hidden_ones(tmp_path: Path) -> None:
+    row = "2006-01-03,1,2,1,2,5,x\n2006-01-04,1,2,1,2,5,x\n"
+    for name in ("b.CSV", "a.csv", "._a.csv", "notes.txt"):
+        written(tmp_path, HEAD + row, name)
+    assert [s.name for s in series.read_prices(tmp_path)] == ["a", "b"]
 
 
 def test_no_prices_there(tmp_path: Path) -> None:

@@ -46,7 +46,8 @@ def read_csv(
 
     Args:
       date: the column of dates; None takes the one that is named like one (DATES), or whose first entry is one.
-      columns: which to read, whatever their case; () for every other column whose first entry is a number.
+      columns: which to read, whatever their case; () for every other column whose first entry that is not empty is a
+        number.
       order: of day and month, see `umbrella.data.dates.read`.
       missing: what an empty field means. "refuse"; "drop": the row is left out; "previous": the value of the row before
         stands there, which uses nothing of the future. Both are said in a note.
@@ -63,7 +64,8 @@ def read_csv(
     for line, row in table:
         if len(row) != len(header):
             raise SettingsError(f"{path}: row {line}: {len(row)} fields, but the header has {len(header)}")
-    first = table[0][1]
+    # Of every column the first entry that is not empty, by which it is known what the column holds.
+    first = [next((row[i] for _, row in table if row[i].strip()), "") for i in range(len(header))]
     at = _date_column(path, header, first, date)
     wanted = _columns(path, header, first, at, columns)
     lines = [line for line, _ in table]
@@ -87,7 +89,7 @@ def read_prices(path: pathlib.Path, *, order: dated.Order = "found", missing: Mi
     """
     if not path.exists():
         raise SettingsError(f"{path}: no such file or folder")
-    files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+    files = csv_files(path)
     if not files:
         raise SettingsError(f"{path}: a folder without .csv files; wanted one for each ticker")
     found, wide = [], 0
@@ -104,8 +106,15 @@ def read_prices(path: pathlib.Path, *, order: dated.Order = "found", missing: Mi
 
 def source_of(path: pathlib.Path) -> str:
     """The fingerprint of a file, or of the .csv files of a folder."""
-    files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
+    files = csv_files(path)
     return fingerprint(files[0].parent, files)
+
+
+def csv_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """The file, or those of a folder that end in .csv, whatever its case, and are not hidden; by name."""
+    if not path.is_dir():
+        return [path]
+    return sorted(p for p in path.iterdir() if p.suffix.lower() == ".csv" and not p.name.startswith("."))
 
 
 # --------------------------------------------------------------------------------------------------------------- header
@@ -126,7 +135,11 @@ def _date_column(path: pathlib.Path, header: list[str], first: list[str], date: 
     named = [small.index(name) for name in DATES if name in small]
     found = [i for i in named if dated.is_date(first[i])] or [i for i, v in enumerate(first) if dated.is_date(v)]
     if not found:
-        raise SettingsError(f"{path}: row 2: no column holds a date such as 2006-01-03; name it with config.data.date")
+        i = named[0] if named else 0
+        raise SettingsError(
+            f"{path}: no column holds a date: {header[i]!r} begins with {first[i][:40]!r}; write dates as 2006-01-03, "
+            "or name their column with config.data.date"
+        )
     return found[0]
 
 
@@ -134,7 +147,7 @@ def _columns(path: pathlib.Path, header: list[str], first: list[str], at: int, c
     if not columns:
         found = [i for i, v in enumerate(first) if i != at and _float(v) is not None]
         if not found:
-            raise SettingsError(f"{path}: row 2: no number beside the date {first[at]!r}")
+            raise SettingsError(f"{path}: no column of numbers beside that of the dates, {header[at]!r}")
         return found
     small = [name.lower() for name in header]
     out = []
