@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from umbrella.data import tokenizers
-from umbrella.data.tokenizers import END, MASK, PAD, START, UNKNOWN, Pieces, Tokenizer, from_json, padded, train
+from umbrella.data.tokenizers import END, MASK, PAD, START, UNKNOWN, BytePairs, Tokenizer, from_json, padded, train
 from umbrella.settings import SettingsError
 
 TEXT = "the cat sat on the mat\n  and the rat ate\tthe hat; that is that\n" * 5
@@ -57,7 +57,7 @@ def test_byte_pairs_pair_what_is_frequent_and_spell_what_is_new(pieces: Tokenize
 
 def test_two_trainings_give_the_same_bytes(pieces: Tokenizer) -> None:
     again = train("bpe", [TEXT], size=300)
-    assert isinstance(again, Pieces) and isinstance(pieces, Pieces)
+    assert isinstance(again, BytePairs) and isinstance(pieces, BytePairs)
     assert again.proto == pieces.proto and again.to_json() == pieces.to_json()
     assert train("bpe", [TEXT], size=299).to_json() != pieces.to_json()
 
@@ -131,7 +131,7 @@ def test_what_cannot_be_trained_is_refused(kind: str, given: list[str], size: in
 
 
 def test_what_is_no_tokenizer_is_refused(pieces: Tokenizer) -> None:
-    assert isinstance(pieces, Pieces)
+    assert isinstance(pieces, BytePairs)
     cut = base64.b64encode(pieces.proto[:-60]).decode()
     for value in (
         None,

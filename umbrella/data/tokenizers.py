@@ -160,7 +160,7 @@ class Listed:
 
 
 # -------------------------------------------------------------------------------------------------------- by byte pairs
-class Pieces:
+class BytePairs:
     """Byte pairs: a trained model of sentencepiece. Two are equal when their models are, byte for byte."""
 
     kind = "bpe"
@@ -196,13 +196,13 @@ class Pieces:
         return {"kind": self.kind, "proto": base64.b64encode(self.proto).decode()}
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Pieces) and other.proto == self.proto
+        return isinstance(other, BytePairs) and other.proto == self.proto
 
     def __hash__(self) -> int:
         return hash(self.proto)
 
 
-def _trained(texts: list[str], size: int | None) -> Pieces:
+def _trained(texts: list[str], size: int | None) -> BytePairs:
     import sentencepiece
 
     # A line with one of these signs, which sentencepiece keeps for itself, would be left out as a whole.
@@ -243,12 +243,12 @@ def _trained(texts: list[str], size: int | None) -> Pieces:
         if "too high" in str(e) and most.isdigit():
             raise SettingsError(f"tokenizer 'bpe': size={size:,}: the text has pairs for {int(most):,} only") from None
         raise SettingsError(f"tokenizer 'bpe': size={size}: {e}") from None
-    return Pieces(out.getvalue())
+    return BytePairs(out.getvalue())
 
 
-def _read(proto: Any) -> Pieces:
+def _read(proto: Any) -> BytePairs:
     try:
-        found = Pieces(base64.b64decode(proto, validate=True))
+        found = BytePairs(base64.b64decode(proto, validate=True))
     except (TypeError, ValueError, binascii.Error, RuntimeError):
         raise SettingsError(f"tokenizer 'bpe': its proto is no model of sentencepiece; found {proto!r:.40}") from None
     if found.pieces[: len(SPECIALS)] != SPECIALS or found.size < len(SPECIALS) + _BYTES:
