@@ -40,6 +40,7 @@ STAND_INS = (
     "ensemble.py",
     "gan.py",
     "resnet.py",
+    "vit.py",
 )
 # Variants whose texts are the user's: line i of a small file.
 TEXTS = {
@@ -142,6 +143,9 @@ CASES = {
     "translate.py:transformer": ("--config.data.rows=200", *SMALL_PAIRS, "--config.model.width=16"),
     "text_gan.py:docstrings": SMALL_TEXT_GAN,
     "text_gan.py:shakespeare": SMALL_TEXT_GAN,
+    "vit.py:digits": ("--config.model.width=8", "--config.model.layers=1"),
+    "vit.py:mnist": ("--config.model.width=8", "--config.model.layers=1"),
+    "vit.py:cifar10": ("--config.model.width=12", "--config.model.layers=1"),
     "vae.py:digits": ("--config.importance_weighted.samples=2",),
     "vae.py:mnist": ("--config.importance_weighted.samples=2", "--config.eval_batch_size=1000"),
     "vae.py:cifar10": ("--config.importance_weighted.samples=2", "--config.eval_batch_size=1000"),

@@ -22,6 +22,7 @@ from umbrella.models.text import Bag, TextCNN
 from umbrella.models.text_bert import TextBERT
 from umbrella.models.text_sequence import TextRNN, TextTransformer
 from umbrella.models.vae import VAE, Likelihood
+from umbrella.models.vit import ViT
 
 __all__ = [
     "BERT",
@@ -56,6 +57,7 @@ __all__ = [
     "TransformerSeq2Seq",
     "TextRNN",
     "TextTransformer",
+    "ViT",
     "build",
 ]
 
@@ -83,6 +85,7 @@ TABLE = {
     "text_rnn": TextRNN,
     "text_transformer": TextTransformer,
     "vae": VAE,
+    "vit": ViT,
 }
 
 

@@ -22,7 +22,7 @@ from umbrella.settings import SettingsError
 from umbrella.transforms import pixels
 from umbrella.transforms.standardise import scaled, standardise
 
-CLASSIFIERS = ("cifar_fast", "cnn", "lenet", "mlp", "resnet", "rows")
+CLASSIFIERS = ("cifar_fast", "cnn", "lenet", "mlp", "resnet", "rows", "vit")
 
 
 def build(config: Mapping[str, Any]) -> Experiment:
