@@ -8,6 +8,7 @@ os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 # Nearly all the time of a test is spent in the compiler, for programs that run once: without LLVM's expensive passes it
 # is half of that. Set it to 0 to test what users run.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["UMBRELLA_KEEP_MEMORY"] = "0"  # of a thousand programs one after the other
 
 import shutil
 from pathlib import Path

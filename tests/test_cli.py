@@ -69,7 +69,8 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
     are 19 and 381.)"""
     told = {}
     for how in ("keep", "plain"):
-        out = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+        env = {**os.environ, "UMBRELLA_KEEP_MEMORY": "1"}
+        out = subprocess.run([sys.executable, "-c", FAULTS, how], env=env, capture_output=True, text=True, check=True)
         done, faults = out.stdout.split()
         assert (done == "True") == (how == "keep")
         told[how] = int(faults)
