@@ -141,16 +141,6 @@ def a_checkpoint_of_any_mesh_goes_on_on_any_other(folder: Path) -> None:
         assert far(plain, both) < 2e-5, (first, then, far(plain, both))
 
 
-def rules_of_the_user(folder: Path) -> None:
-    more = {"mesh": {"model": 8}, "shard": (("hidden_0/kernel$", ("model", None)),)}
-    run = trained(images(**more), folder / "run")
-    kernel = run.ts.params["model"]["hidden_0"]["kernel"]
-    moment = parallel.paths_of(run.ts.opt_state)
-    assert kernel.sharding.shard_shape(kernel.shape) == (8, 128)
-    cut = [v for k, v in moment.items() if k.endswith("hidden_0/kernel")]
-    assert len(cut) == 2 and all(v.sharding.shard_shape(v.shape) == (8, 128) for v in cut)  # mu and nu
-
-
 def microbatches_on_parts(folder: Path) -> None:
     more = {"microbatches": 2, "model": {"name": "mlp", "hidden": (128,)}, "batch_size": 64}
     plain = on_one_device(images(**more), folder / "plain")
@@ -214,7 +204,6 @@ CASES: dict[str, Callable[[Path], None]] = {
         a_part_of_the_state_on_each_device,
         seeds_and_parts_together,
         a_checkpoint_of_any_mesh_goes_on_on_any_other,
-        rules_of_the_user,
         microbatches_on_parts,
         a_rule_cuts_moments_and_averages_alike,
         convolutions_of_several_seeds_on_a_mesh,

@@ -125,8 +125,7 @@ def _run(given: Given, config: dict[str, Any], command: str) -> int:
     from umbrella.profiling import Span
     from umbrella.runs import Session
 
-    environment.keep_freed_memory()
-    environment.use_compilation_cache()
+    environment.prepare()
     name = _name(given.config)
     try:
         how: dict[str, Any] = {"init_from": given.init_from or None, "name": name, "command": command}
@@ -203,8 +202,7 @@ def _preflight(given: Given, config: dict[str, Any]) -> int:
 
     if given.mode != "train" or given.init_from or given.verify_resume:
         raise SettingsError("--preflight: is about a training from here on; leave other modes and --init_from out")
-    environment.keep_freed_memory()
-    environment.use_compilation_cache()
+    environment.prepare()
     print(preflight.preflight(config, given.workdir or None, name=_name(given.config)))
     return 0
 
@@ -212,8 +210,7 @@ def _preflight(given: Given, config: dict[str, Any]) -> int:
 def _diagnose(given: Given, config: dict[str, Any]) -> int:
     from umbrella import diagnose, environment
 
-    environment.keep_freed_memory()
-    environment.use_compilation_cache()
+    environment.prepare()
     name = _name(given.config)
     work = given.workdir or f"runs/{name}-diagnosis"
     made = diagnose.diagnose(config, work, name=name, say=lambda line: print(line, flush=True))
@@ -229,8 +226,7 @@ def _all_in_one(given: Given, config: dict[str, Any], command: str) -> int:
 
     if given.init_from or given.verify_resume:
         raise SettingsError("--mode=table: trains every model from scratch; leave --init_from and --verify_resume out")
-    environment.keep_freed_memory()
-    environment.use_compilation_cache()
+    environment.prepare()
     name = _name(given.config)
     work = given.workdir or f"runs/{name}-table"
     try:

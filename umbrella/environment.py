@@ -91,6 +91,12 @@ def keep_freed_memory() -> bool:
     return all(mallopt(option, value) for option, value in ((mmap_max, 0), (trim_threshold, -1), (arena_max, 1)))
 
 
+def prepare() -> None:
+    """What launch.py does to its process before it computes anything."""
+    keep_freed_memory()
+    use_compilation_cache()
+
+
 def peak_rss_mb() -> float:
     """The largest resident set of this process so far, in MB (10^6 bytes)."""
     try:

@@ -61,7 +61,8 @@ def preflight(config: Mapping[str, Any], workdir: str | os.PathLike[str] | None,
             raise SettingsError(
                 f"--workdir={workdir}: its checkpoint is of another program: {told[1].strip()}{more}"
             ) from None
-        run.check_kept((read_meta(home / "checkpoints") or {}).get("kept", {}) if found is not None else None, home)
+        if found is not None:
+            run.check_kept((read_meta(home / "checkpoints") or {}).get("kept", {}), home)
         compiled = lowered.compile()
         needs = _needs(run, ts, compiled, home)
         page = _page(run, ts, compiled, needs, found)

@@ -307,14 +307,12 @@ class Session:
             self._say(f"Starting {self.workdir} from scratch.", say)
         return self.place.state(ts), 0
 
-    def check_kept(self, kept: Mapping[str, Any] | None, workdir: Path) -> None:
+    def check_kept(self, kept: Mapping[str, Any], workdir: Path) -> None:
         """That what a checkpoint keeps beside arrays is what is used now: numbers mean no words without it.
 
         Raises:
-          SettingsError: it is not; None, of no checkpoint, is.
+          SettingsError: it is not.
         """
-        if kept is None:
-            return
         now = json.loads(json.dumps(self.experiment.kept))
         if lost := sorted(k for k in {*now, *kept} if now.get(k) != kept.get(k)):
             raise SettingsError(
