@@ -5,8 +5,11 @@ checkpoint only once `N/MANIFEST.json` exists (see `umbrella.manifest`), and no 
 checked.
 
 Arrays are stored flat, by path ("params/model/Dense_0/kernel"), typed PRNG keys as their uint32 data: what comes back
-is decided by the caller's template and the manifest, never by types or names found in a file. One process writes; it
-may drive any number of devices.
+is decided by the caller's template and the manifest, never by types or names found in a file.
+
+Where several processes train, on a file system that they share, each writes the parts of arrays that are its own; the
+first looks after the folder: it checks, writes manifests, and removes. Then every method is for every process, and what
+goes wrong in one is raised in all.
 """
 
 import functools
@@ -30,7 +33,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from umbrella import manifest
+from umbrella import distributed, manifest
 from umbrella.manifest import CheckpointError, Corrupt, Leaf, Manifest, NewerFormat
 
 __all__ = [
@@ -73,12 +76,16 @@ class NothingVerified(CheckpointError):
     """There were checkpoints, and none passes verification."""
 
 
+_ERRORS = (CheckpointError, Corrupt, Mismatch, NewerFormat, NonFinite, NothingVerified, SaveFailed, StepExists)
+_OTHER = "another process failed to write its part"
+
+
 class Checkpoints:
     """The checkpoints of one run: asynchronous verified saves, verified restores, retention.
 
     The last `keep` steps stay, every multiple of `keep_every` (0: none), and the one of the lowest `rank`: of a step's
     meta, None for a step that has no part in it; the earliest of equals. Owns Orbax's manager and one background
-    thread. One process at a time may hold a directory.
+    thread. One run at a time may hold a directory.
 
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         found = checkpoints.restore(template)  # None in a fresh directory
@@ -95,15 +102,13 @@ class Checkpoints:
     ):
         if keep < 1:
             raise ValueError(f"keep is {keep}; at least one checkpoint must stay")
-        if jax.process_count() > 1:
-            raise CheckpointError("checkpoints of several processes are not supported yet: every one would write")
         self.directory = Path(directory).absolute()
         self.keep, self.keep_every, self.rank = keep, keep_every, rank
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
         self._own: set[int] = set()  # steps that this object saved or restored
         self._reported = False
-        self._make_directory()
+        distributed.by_first(self._make_directory, raises=_ERRORS)
         logging.get_absl_logger().addFilter(_not_orbax)
         self._manager = _manager(self.directory)
 
@@ -127,19 +132,21 @@ class Checkpoints:
         meta = _as_json(meta)
         leaves = _leaves(tree)
         _require_finite(step, leaves)
+        nbytes = _nbytes(leaves)
+        distributed.by_first(lambda: self._make_way(step, nbytes), raises=_ERRORS)
+        failed: Exception | None = None
         try:
-            self._make_directory()
-            self._clear(step)
-            manifest.write_journal(self.directory, manifest.read_journal(self.directory) | {step})
             self._manager.reload()  # it remembers steps that were removed or set aside since
             arrays = {path: _data(x) for path, x in leaves.items() if x.size}  # Orbax refuses arrays of size zero
             # force: the manager would decline, in silence, a step below an unfinished one
             self._manager.save(step, args=ocp.args.StandardSave(arrays), force=True)
         except (OSError, ValueError, RuntimeError) as error:
+            failed = error
+        if distributed.most(int(failed is not None)):
             self._restart()
-            raise self._failed(step, _nbytes(leaves), error) from error
+            raise self._failed(step, nbytes, failed or RuntimeError(_OTHER)) from failed
         described = {path: _leaf(x) for path, x in leaves.items()}
-        self._pending = self._thread.submit(self._finish, step, described, meta, _nbytes(leaves))
+        self._pending = self._thread.submit(self._finish, step, described, meta, nbytes)
         return True
 
     def restore(self, template: Any, *, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
@@ -153,13 +160,17 @@ class Checkpoints:
         """
         self.wait()
         wanted = _leaves(template)
-        found = _verified(self.directory, step, wanted, on_corrupt=self._set_aside)
+
+        def checked() -> tuple[int, dict[str, Any]] | None:
+            found = _verified(self.directory, step, wanted, on_corrupt=self._set_aside)
+            return None if found is None else (found[1].step, found[1].meta)
+
+        found = distributed.told_by_first(checked, raises=_ERRORS)
         if found is not None:
-            folder, checked = found
-            self._own = {checked.step}
-            logging.info("restored step %d from %s", checked.step, self.directory)
-            return _like(template, _read(folder, wanted)), checked.meta
-        aside = manifest.survey(self.directory).aside
+            self._own = {found[0]}
+            logging.info("restored step %d from %s", found[0], self.directory)
+            return _like(template, _read(self.directory / str(found[0]), wanted)), found[1]
+        aside = distributed.told_by_first(lambda: manifest.survey(self.directory).aside)
         if not aside:
             return None
         raise NothingVerified(
@@ -169,6 +180,9 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Steps that have a manifest, ascending by number; in-flight and unfinished ones are not among them."""
+        return list(distributed.told_by_first(self._steps))
+
+    def _steps(self) -> list[int]:
         survey = manifest.survey(self.directory)
         if not self._reported and self._pending is None:
             self._reported = True
@@ -182,6 +196,8 @@ class Checkpoints:
             return
         error = self._pending.exception()  # blocks; an interrupt here loses nothing
         self._pending = None
+        if distributed.most(int(error is not None)) and error is None:
+            error = SaveFailed(f"the last step was not saved in {self.directory}: {_OTHER}")
         if error is not None:
             self._restart()
             raise error
@@ -201,6 +217,9 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and distributed.several():  # which of the others are still there to wait for?
+            self._thread.shutdown(wait=False)
+            return
         try:
             self.close()
         except CheckpointError as own:
@@ -212,10 +231,13 @@ class Checkpoints:
         """In the background: once Orbax has committed, write the manifest; only then retire older steps."""
         try:
             self._manager.wait_until_finished()
-            manifest.write(self.directory / str(step), step, leaves, meta, _versions())
+            if distributed.is_first():
+                manifest.write(self.directory / str(step), step, leaves, meta, _versions())
         except Exception as error:  # whatever it was, it must reach the loop, as one class
             raise self._failed(step, nbytes, error) from error
         self._own.add(step)
+        if not distributed.is_first():
+            return
         try:
             self._retire()
         except OSError as error:
@@ -249,6 +271,15 @@ class Checkpoints:
                     ranked.append((value, step))
         return [min(ranked)[1]] if ranked else []
 
+    def _make_way(self, step: int, nbytes: int) -> None:
+        """The folder as a step is to find it, and the step in the journal."""
+        self._make_directory()
+        try:
+            self._clear(step)
+            manifest.write_journal(self.directory, manifest.read_journal(self.directory) | {step})
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failed(step, nbytes, error) from error
+
     def _clear(self, step: int) -> None:
         """Make way for a step: remove what a killed process of ours left of it, set aside what is not ours."""
         ours = step in manifest.read_journal(self.directory)
@@ -261,7 +292,9 @@ class Checkpoints:
 
     def _failed(self, step: int, nbytes: int, error: Exception) -> SaveFailed:
         """Free the space of a failed save and say what was needed."""
-        for _ in range(20):  # other threads of Orbax may still be writing into the folder that is being removed
+        for _ in range(
+            20 if distributed.is_first() else 0
+        ):  # other threads of Orbax may still be writing into the folder that is being removed
             with suppress(OSError, CheckpointError):
                 self._clear(step)
                 break
@@ -327,7 +360,7 @@ def digests(tree: Any) -> dict[str, str]:
     out = {}
     for path, x in _leaves(tree).items():
         head = f"{_leaf(x)} ".encode()
-        out[path] = hashlib.sha256(head + np.ascontiguousarray(jax.device_get(_data(x))).tobytes()).hexdigest()
+        out[path] = hashlib.sha256(head + np.ascontiguousarray(distributed.fetch(_data(x))).tobytes()).hexdigest()
     return out
 
 
@@ -485,7 +518,7 @@ def _require_finite(step: int, leaves: Mapping[str, Any]) -> None:
     if not checked:
         return
     nan_only = tuple(path.split("/")[0] in _MAY_BE_INFINITE for path in checked)
-    bad = np.asarray(_any_bad(list(checked.values()), nan_only))
+    bad = np.asarray(distributed.fetch(_any_bad(list(checked.values()), nan_only)))
     paths = [path for path, is_bad in zip(checked, bad, strict=True) if is_bad]
     if paths:
         more = f" and {len(paths) - _MOST_LINES} more" if len(paths) > _MOST_LINES else ""

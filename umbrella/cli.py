@@ -1,8 +1,8 @@
 """The command line: flags -> config -> `umbrella.runs`. Floor 6 in all but place: only launch.py imports it.
 
 Exit status: 0 finished; 2 the user's input is wrong, one line on standard error says what and what to do; 3 nothing
-verified to restore, or a checkpoint could not be written; 4 diverged; 130, 143 interrupted after saving; 1 a fault of
-ours, with a traceback, or a resume that --verify_resume found not to be exact.
+verified to restore, or a checkpoint could not be written; 4 diverged; 5 another process of the run was lost; 130, 143
+interrupted after saving; 1 a fault of ours, with a traceback, or a resume that --verify_resume found not to be exact.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from umbrella.settings import SettingsError
 MODES = ("train", "evaluate", "sample", "predict", "clean", "compare", "diagnose", "table")
 USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE ...] [--workdir=DIR] [--mode=MODE]
 [--init_from=RUN] [--input=FILE] [--verify_resume] [--preflight] [--profile=A:B]
+[--coordinator=HOST:PORT --processes=N --process=I]
        python launch.py --mode=compare RUN_A RUN_B
 
   --config=configs/vae.py:mnist     the config, and which of its variants
@@ -48,6 +49,10 @@ USAGE = """usage: python launch.py --config=FILE[:VARIANT] [--config.KEY=VALUE .
                                     what cannot fit
   --profile=10:20                   traces these steps, counted from where training begins, into WORKDIR/profile, and
                                     says which ten operations took longest
+  --coordinator=HOST:PORT           one of several processes that train as one, on the devices of all; the first of them
+                                    is on HOST. --processes=N: so many, --process=I: this is I, from 0. The workdir must
+                                    be a folder that all of them see
+  --coordinator=auto                the same under SLURM, Open MPI, Kubernetes and on Cloud TPUs, which say the rest
   --help                            this text; with --config, the keys of that config, too
 
 Every config has the keys: seed, seeds, batch_size, train_for, log_every, eval_every, checkpoint_every, pipeline, model,
@@ -67,17 +72,58 @@ class Given(NamedTuple):
     verify_resume: bool
     preflight: bool
     profile: str
+    coordinator: str
+    processes: int | None
+    process: int | None
     help: bool
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs one command; returns the exit status."""
     try:
-        return _main(argv)
+        status = _main(argv)
     except SettingsError as error:
-        return _fail(str(error), 2)
+        status = _fail(str(error), 2)
     except KeyboardInterrupt:
-        return _fail("interrupted at once; what was saved before stands", 130)
+        status = _fail("interrupted at once; what was saved before stands", 130)
+    except Exception as error:
+        status = _alone(error)
+    return _left(status)
+
+
+def _joined() -> bool:
+    """Whether this is one of several processes; asks no module that was not needed so far."""
+    told = sys.modules.get("umbrella.distributed")
+    return told is not None and told.joined()
+
+
+def _left(status: int) -> int:
+    if _joined():
+        from umbrella import distributed
+
+        return distributed.leave(status)
+    return status
+
+
+def _alone(error: Exception) -> int:
+    """What is said, and the exit status, where one of several processes fails: mostly since another one is gone.
+
+    Raises:
+      Exception: the error, where there is but one process.
+    """
+    if not _joined():
+        raise error
+    from umbrella import distributed
+
+    if distributed.is_loss(error):
+        said = " ".join(str(error).split())[:300]
+        return _fail(
+            "another process of this run was lost. Start all of them again with the same command, and they go on from "
+            f"the last checkpoint. What was heard of it: {said}",
+            5,
+        )
+    traceback.print_exception(error)
+    return 1
 
 
 def _main(argv: Sequence[str]) -> int:
@@ -100,6 +146,10 @@ def _main(argv: Sequence[str]) -> int:
         raise SettingsError(f"--input={given.input}: is what --mode=predict labels; the mode is {given.mode!r}")
     if given.profile and (given.mode != "train" or given.verify_resume or given.preflight):
         raise SettingsError(f"--profile={given.profile}: is about a training; leave the other modes out")
+    if given.coordinator:
+        _join(given)
+    elif given.processes is not None or given.process is not None:
+        raise SettingsError("--processes, --process: of how many processes, and who is the first? Give --coordinator")
     if given.preflight:
         return _preflight(given, config)
     if given.mode == "diagnose":
@@ -117,9 +167,20 @@ def _main(argv: Sequence[str]) -> int:
     return _run(given, config, "python " + " ".join(_quoted(a) for a in argv))
 
 
+def _join(given: Given) -> None:
+    alone = given.verify_resume or given.preflight or given.mode not in ("train", "evaluate", "sample")
+    if alone:
+        what = "--verify_resume" if given.verify_resume else "--preflight" if given.preflight else given.mode
+        raise SettingsError(f"--coordinator={given.coordinator}: {what} is for one process; leave it out")
+    from umbrella import distributed, environment
+
+    environment.prepare()  # while there is but one thread
+    distributed.start(given.coordinator, given.processes, given.process)
+
+
 def _run(given: Given, config: dict[str, Any], command: str) -> int:
     # Imported late: --help and a typo in a flag must not wait for JAX.
-    from umbrella import environment
+    from umbrella import distributed, environment
     from umbrella.checkpoint import CheckpointError
     from umbrella.loop import Diverged
     from umbrella.profiling import Span
@@ -138,8 +199,9 @@ def _run(given: Given, config: dict[str, Any], command: str) -> int:
         return _fail(str(error), 3)
     except Diverged as error:
         return _fail(f"diverged: {error}. The last good state is kept; try a lower learning rate or clip", 4)
-    print(_table(result.summary))
-    print(f"report: {result.workdir / 'report.html'}")
+    if distributed.is_first():
+        print(_table(result.summary))
+        print(f"report: {result.workdir / 'report.html'}")
     return 128 + result.summary["signal"] if result.summary["status"] == "interrupted" else 0
 
 
@@ -250,6 +312,8 @@ def _name(spec: str) -> str:
 
 def _later(given: Given, session: Any) -> int:
     """The modes that need a trained run."""
+    from umbrella import distributed
+
     mode = given.mode
     ts, step = session.start(session.place.replicated(session.experiment.train_data.resident))
     if not step:
@@ -258,8 +322,9 @@ def _later(given: Given, session: Any) -> int:
         session.evaluate_all(ts)
         session.review(ts)
         summary = session.amend()
-        print(_table(summary))
-        print(f"report: {session.workdir / 'report.html'}")
+        if distributed.is_first():
+            print(_table(summary))
+            print(f"report: {session.workdir / 'report.html'}")
     elif mode == "sample":
         for path in session.review(ts):
             print(path)
@@ -301,6 +366,9 @@ def split(argv: Sequence[str]) -> tuple[Given, list[tuple[str, str]]]:
     flags.DEFINE_boolean("verify_resume", False, "checks that a resume is exact", flag_values=values)
     flags.DEFINE_boolean("preflight", False, "says what a run will need, and trains nothing", flag_values=values)
     flags.DEFINE_string("profile", "", "FIRST:STOP, the steps to trace", flag_values=values)
+    flags.DEFINE_string("coordinator", "", "HOST:PORT of the first process, or auto", flag_values=values)
+    flags.DEFINE_integer("processes", None, "how many processes there are", flag_values=values)
+    flags.DEFINE_integer("process", None, "which of them this one is, from 0", flag_values=values)
     flags.DEFINE_boolean("help", False, "this text", short_name="h", flag_values=values)
     try:
         left = values(rest)[1:]
@@ -405,5 +473,10 @@ def _quoted(word: str) -> str:
 
 
 def _fail(message: str, status: int) -> int:
-    print(f"launch.py: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    who = "launch.py"
+    if _joined():
+        import jax
+
+        who += f" (process {jax.process_index()} of {jax.process_count()})"
+    print(f"{who}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from umbrella import distributed
 from umbrella.metrics import Collect, merge
 from umbrella.objective import Array, Batch, Ctx, Objective, PyTree, State, View
 
@@ -52,7 +53,7 @@ def evaluate(
             sums, carry = _placed(_zeros(objective, batch, view, frozen, at, lanes), where)
         sums, carry, kept = _pass(objective, sums, carry, view, frozen, batch, at, lanes is not None, where)
         for name, state in kept.items():
-            rows.setdefault(name, []).append(jax.device_get(state))
+            rows.setdefault(name, []).append(distributed.fetch(state))
         if (i + 1) % FLUSH == 0:
             total, (sums, _) = _flush(total, sums), _placed((jax.tree.map(jnp.zeros_like, sums), {}), where)
     if sums is None:
@@ -135,5 +136,5 @@ def _zeros(
 
 
 def _flush(total: dict[str, Any], sums: dict[str, Any]) -> dict[str, Any]:
-    now = jax.tree.map(lambda x: np.asarray(x, np.float64), jax.device_get(sums))
+    now = jax.tree.map(lambda x: np.asarray(x, np.float64), distributed.fetch(sums))
     return jax.tree.map(np.add, total, now) if total else now

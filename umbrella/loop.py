@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from umbrella import distributed
 from umbrella.metrics import Mean
 from umbrella.objective import PyTree
 from umbrella.step import Program
@@ -86,6 +87,7 @@ def fit(
     halting: bool = False,
     in_step: bool = False,
     watch: Callable[[int, int, PyTree], None] | None = None,
+    ask: Callable[[int, int | None, bool], int | None] | None = None,
 ) -> Outcome:
     """Trains from step `start` to step `total`.
 
@@ -99,6 +101,8 @@ def fit(
       in_step: waits for every call before the next. Several devices of one CPU need it: their collectives share its
         threads, and of two calls in flight each can hold what the other waits for.
       watch: called before every call, with its first step, how many it makes, and what the calls so far will give.
+      ask: where several processes train, the signal that one of them got, once all know; see
+        `umbrella.distributed.Poll`.
       halting: whether the step is guarded by "halt", so that opt_state["guard"] tells of a bad step.
 
     Raises:
@@ -121,11 +125,16 @@ def fit(
 
     with Interrupts() as stop:
         step, sums, most = start, spread(window.zeros()), max(programs)
-        while step < total and stop.signum is None:
+
+        def stopped(due: bool) -> int | None:
+            return stop.signum if ask is None else ask(step, stop.signum, due)
+
+        signum = stopped(True)
+        while step < total and signum is None:
             due = cadence.next(step, total)
             # What goes to the device goes there on purpose: the slot, and nothing else is on the host.
             with jax.transfer_guard("disallow"), jax.transfer_guard_host_to_device(inwards):
-                while step < due and stop.signum is None:
+                while step < due and signum is None:
                     steps = most if step % most == 0 and step + most <= due else 1
                     if watch is not None:
                         watch(step, steps, sums)
@@ -136,7 +145,9 @@ def fit(
                     if in_step:
                         jax.block_until_ready(sums)
                     step += steps
-            last = step >= total or stop.signum is not None
+                    signum = stopped(False)
+            signum = signum or stopped(True)
+            last = step >= total or signum is not None
             evaluating = _due(step, cadence.evaluate) or (step >= total and bool(cadence.evaluate))
             saving = _due(step, cadence.save) or last
             ready = [late] if late is not None else []
@@ -149,19 +160,20 @@ def fit(
                 log(*closed)
             if evaluating or saving:  # both wait for the device: the time until then is that of the steps
                 jax.block_until_ready(ts.step)
-            if evaluating and stop.signum is None:
+            if evaluating and signum is None:
                 clock = time.perf_counter()
                 if hooks.evaluate(step, ts):
                     total, saving = step, True
                 spent["evaluate"] += time.perf_counter() - clock
-            if saving or stop.signum is not None:  # a signal may have come during the evaluation
+                signum = stopped(True)
+            if saving or signum is not None:  # a signal may have come during the evaluation
                 if late is not None:
                     log(*late)
                     late = None
                 clock = time.perf_counter()
                 hooks.save(step, ts)
                 spent["checkpoint"] += time.perf_counter() - clock
-        signum = stop.signum
+                signum = signum or stopped(True)
     return Outcome(ts, signum, seconds())
 
 
@@ -171,7 +183,7 @@ def _due(step: int, every: int) -> bool:
 
 def _bad_step(ts: TrainState) -> int:
     """The first step that was not finite, of any lane."""
-    bad = np.asarray(jax.device_get(ts.opt_state["guard"]["bad_step"]))
+    bad = np.asarray(distributed.fetch(ts.opt_state["guard"]["bad_step"]))
     return int(bad[bad >= 0].min())
 
 
@@ -233,7 +245,7 @@ class Window(NamedTuple):
     def compute(self, sums: Any) -> dict[str, Any]:
         """name -> value, or [K] values with lanes; read from the device here. Means of a phase of training that was
         not on (`umbrella.phases.during`) are left out; those that were undone as not finite are NaN."""
-        flat = np.asarray(jax.device_get(sums), np.float64)
+        flat = np.asarray(distributed.fetch(sums), np.float64)
         each = [self._states(row) for row in (flat[None] if self.lanes is None else flat)]
         undone = any("skipped" in states and states["skipped"].total > 0 for states in each)
         told = {}

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from umbrella import distributed
+from umbrella.distributed import Share
 from umbrella.experiment import RunSettings
 from umbrella.objective import PyTree
 from umbrella.settings import Count, Natural, Range, SettingsError
@@ -105,6 +107,8 @@ def over(compiled: str) -> str | None:
 
 def check_mapped(ts: TrainState, on: Mesh, run: RunSettings, microbatches: int) -> None:
     """Raises SettingsError for what `config.compile="pmap"` has no way to do."""
+    if distributed.several():
+        raise SettingsError("config.compile: 'pmap' is for the devices of one process; say compile='jit'")
     if run.batch_size % (on.size * microbatches):
         raise SettingsError(
             f"config.microbatches: {microbatches} slices do not divide the {run.batch_size} rows of a batch over "
@@ -256,21 +260,29 @@ class Placement:
         return ts if self.alone else jax.device_put(ts, self.state_shardings(ts))
 
     def replicated(self, tree: PyTree) -> PyTree:
-        return jax.device_put(tree, self._device if self.alone else self._all)
+        return _put(tree, self._device if self.alone else self._all)
 
     def sums(self, tree: PyTree) -> PyTree:
         """Sums of metrics, one for each lane or for all of a run."""
-        return jax.device_put(tree, self._device if self.alone else self._state)
+        return _put(tree, self._device if self.alone else self._state)
 
-    def slot(self, slot: PyTree) -> PyTree:
+    def share(self, rows: int) -> Share:
+        """Which of the rows of a batch lie on devices of this process: from the first of them to the last."""
+        here = self._rows.addressable_devices_indices_map((rows,)).values()
+        found = [index[0].indices(rows) for index in here if index is not None]
+        return Share(min(start for start, _, _ in found), max(stop for _, stop, _ in found), rows)
+
+    def slot(self, slot: PyTree, share: Share | None = None) -> PyTree:
+        """A slot there, of which this process has all rows, or those of `share` alone."""
         if self.mapped:  # pmap takes a device's rows by an axis of devices
             by_device = jax.tree.map(lambda x: x.reshape(self.mesh.size, -1, *x.shape[1:]), slot)
             return jax.device_put(by_device, NamedSharding(self.mesh, PartitionSpec("data")))
-        return jax.device_put(slot, self._device if self.alone else self._slot)
+        return _put(slot, self._device if self.alone else self._slot, share, len(self._slot.spec) - 1)
 
-    def rows(self, batch: PyTree) -> PyTree:
-        """A batch of rows, which the devices must divide: the `put=` of `umbrella.evaluation.evaluate`."""
-        return jax.device_put(batch, self._device if self.alone else self._rows)
+    def rows(self, batch: PyTree, share: Share | None = None) -> PyTree:
+        """A batch of rows, which the devices must divide: the `put=` of `umbrella.evaluation.evaluate`. `share` as in
+        `slot`."""
+        return _put(batch, self._device if self.alone else self._rows, share)
 
     def jit(self, ts: TrainState, *, sums: bool = False) -> Callable[..., Any]:
         """The `jit=` of `umbrella.step.train_step` for a state like ts; of `umbrella.loop.compile_step` with sums."""
@@ -313,6 +325,31 @@ class Placement:
             else int(np.prod(x.shape)) * x.dtype.itemsize
             for x, s in zip(jax.tree.leaves(shapes), where, strict=True)
         )
+
+
+def _put(tree: PyTree, where: Any, share: Share | None = None, axis: int = 0) -> PyTree:
+    """The arrays of the host there. Where several processes share the devices, each puts what its own are to hold; it
+    may have only the rows of `share`, along `axis`."""
+    if not distributed.several():
+        return jax.device_put(tree, where)
+
+    def of(x: Any) -> Any:
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, where)
+        x, shape = np.asarray(x), list(np.shape(x))
+        if share is not None:
+            shape[axis] = share.of
+
+        def part(index: Any) -> np.ndarray:
+            if share is not None:
+                start, stop, _ = index[axis].indices(shape[axis])
+                index = (*index[:axis], slice(start - share.start, stop - share.start), *index[axis + 1 :])
+            return x[index]
+
+        return jax.make_array_from_callback(tuple(shape), where, part)
+
+    with jax.transfer_guard_host_to_device("allow"):  # it is on purpose, and make_array_from_callback does not say so
+        return jax.tree.map(of, tree)
 
 
 def _data(x: Any) -> Any:

@@ -18,20 +18,21 @@ import jax
 import numpy as np
 from absl import logging
 
-from umbrella import artifacts, cleaning, environment, parallel, pipelines, profiling, report, settings
+from umbrella import artifacts, cleaning, distributed, environment, parallel, pipelines, profiling, report, settings
 from umbrella._report.text import direction
 from umbrella.blame import first_bad_leaf
 from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, read_meta, restore_params, saved_paths
-from umbrella.data import overlap
+from umbrella.data import batches, overlap
 from umbrella.data.texts import read_text
 from umbrella.evaluation import evaluate
 from umbrella.experiment import Experiment
+from umbrella.lock import Lock
 from umbrella.loop import Cadence, Compiled, Diverged, Feed, Hooks, Outcome, Window, compile_step, fit, steps_per_call
 from umbrella.objective import Ctx, View
 from umbrella.settings import SettingsError, near
 from umbrella.step import Side, program
 from umbrella.train_state import TrainState, create, parameter_count
-from umbrella.workdir import claim, config_hash, plain, summarise, write_json
+from umbrella.workdir import Claim, claim, config_hash, jsonable, plain, summarise, write_json
 from umbrella.writers import JsonlWriter, TensorBoardWriter, Terminal, Writers
 
 SECONDS = ("total", "compile", "step", "data_wait", "evaluate", "checkpoint")
@@ -99,7 +100,7 @@ class Session:
         self.config = plain(config)
         self.name = name or str(self.config.get("pipeline"))
         self.command = command
-        self.quiet = quiet
+        self.quiet = quiet or not distributed.is_first()
         self.profile = profile
         self.init_from = None if init_from is None else Path(init_from)
         if self.init_from is not None and not (self.init_from / "checkpoints").is_dir():
@@ -118,7 +119,11 @@ class Session:
         rules = self._rules(shapes)
         self.place = parallel.Placement(self.mesh, lanes=self.mode_of_lanes, rules=rules, mapped=mapped)
         self.frozen = self.place.replicated(self.experiment.frozen)
-        self.workdir, self._lock, self._is_new = claim(workdir, self.name, self.experiment.settings)
+        self._share = self.place.share(run.batch_size) if distributed.several() else None
+        self._data = self.experiment.train_data
+        if self._share is not None and self._data.share is not None:
+            self._data = self._data.share(self._share)
+        self.workdir, self._lock, self._is_new = self._claim(workdir)
         try:
             self.checkpoints = Checkpoints(
                 self.workdir / "checkpoints",
@@ -127,7 +132,8 @@ class Session:
                 rank=None if run.keep_best is None else self._rank,
             )
         except BaseException:
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
             raise
         self.history: list[dict[str, Any]] = []
         self.results: dict[str, dict[str, Any]] = {}
@@ -146,13 +152,36 @@ class Session:
     def __enter__(self) -> "Session":
         return self
 
+    def _claim(self, workdir: str | os.PathLike[str] | None) -> tuple[Path, Lock | None, bool]:
+        """(the folder, its lock, whether it is new); where several processes train, the first one's."""
+        told = self.experiment
+        distributed.check_same("the config", config_hash(told.settings))
+        distributed.check_same("the data set", told.dataset.fingerprint)
+        held: list[Claim] = []
+
+        def take() -> str:
+            held.append(claim(workdir, self.name, told.settings))
+            return str(held[0].path)
+
+        path = Path(distributed.told_by_first(take, raises=(SettingsError,)))
+        return (path, held[0].lock, held[0].is_new) if held else (path, None, False)
+
     def __exit__(self, kind: type[BaseException] | None, *exc: Any) -> None:
         with contextlib.ExitStack() as stack:
+            if kind is not None and distributed.several():  # which of the others are still there to wait for?
+                stack.callback(self._writers.close)
+                if self._lock is not None:
+                    stack.callback(self._lock.release)
+                if self._is_new and issubclass(kind, SettingsError):
+                    stack.callback(shutil.rmtree, self.workdir, ignore_errors=True)
+                return
             if self._is_new and kind is not None and issubclass(kind, SettingsError):
                 stack.callback(shutil.rmtree, self.workdir, ignore_errors=True)  # a mistake leaves nothing behind
             if self._trace is not None:
                 stack.callback(self._trace.close, None)
-            for close in (self._lock.release, self.meter.close, self.checkpoints.close, self._writers.close):
+            if self._lock is not None:
+                stack.callback(self._lock.release)
+            for close in (self.meter.close, self.checkpoints.close, self._writers.close):
                 stack.callback(close)  # the last first, and every one of them
 
     # ------------------------------------------------------------------------------------------------------------ train
@@ -189,9 +218,7 @@ class Session:
                 spent = {k: v + error.seconds.get(k, 0.0) for k, v in spent.items()}
                 if not self._may_roll_back():
                     ts = self._before(error.step, resident, step)
-                    shared = self.mode_of_lanes == "shared"
-                    seeds = self.seeds if self.lanes else None
-                    leaf = first_bad_leaf(ex, ts, resident, error.step, seeds, shared=shared)
+                    leaf = self._blame(ts, resident, error.step)
                     self._finish(ts, "diverged", spent, start, None)
                     raise Diverged(error.step, ts, leaf) from None
                 ts, at = self._roll_back(error.step, resident), error.step + 1
@@ -204,7 +231,7 @@ class Session:
             spent[name] -= seconds
         if at == total > start:  # the bad step was the last
             self.on_save(total, ts)
-        trained = int(np.max(jax.device_get(ts.step)))
+        trained = _at(ts)
         if ended is None and self._best is not None and self._best[1] != trained:
             ts = self._back_to_best(ts)
         if ended is None:
@@ -240,12 +267,24 @@ class Session:
                 total=total,
                 cadence=cadence,
                 hooks=hooks,
-                put=None if self.place.alone else self.place.slot,
+                put=None if self.place.alone else self._put,
                 spread=self.place.sums,
                 halting=halting,
                 in_step=not self.place.alone and jax.default_backend() == "cpu",
                 watch=self._trace,
+                ask=distributed.Poll() if distributed.several() else None,
             )
+
+    def _put(self, slot: Any) -> Any:
+        return self.place.slot(slot, self._share if self._data.share is not None else None)
+
+    def _blame(self, ts: TrainState, resident: Any, step: int) -> str | None:
+        """What was not finite first, looked for on one device."""
+        shared, seeds = self.mode_of_lanes == "shared", self.seeds if self.lanes else None
+        ts, resident = distributed.local(ts), distributed.local(resident)
+        return distributed.told_by_first(
+            lambda: first_bad_leaf(self.experiment, ts, resident, step, seeds, shared=shared)
+        )
 
     def _tell_profile(self, ts: TrainState, resident: Any, programs: Mapping[int, Compiled], window: Window) -> None:
         """The costliest operations, as an artifact and on the terminal. What goes wrong here costs the run nothing."""
@@ -257,10 +296,13 @@ class Session:
             sums, texts = self.place.sums(window.zeros()), []
             for steps in sorted(self._trace.calls):
                 with contextlib.closing(self._slots(0, steps)) as slots:
-                    slot = self.place.slot(Feed(slots, lanes=self.mode_of_lanes == "own")(steps))
+                    slot = self._put(Feed(slots, lanes=self.mode_of_lanes == "own")(steps))
                 lowered = programs[steps].lower(ts, sums, self.frozen, resident, slot)
                 texts.append(lowered.compile().as_text())
-            made = profiling.costliest(self._trace.folder, self._trace.steps, texts, devices=self.mesh.size)
+            if not distributed.is_first():
+                return
+            devices = self.mesh.size // jax.process_count()  # those that the trace tells of
+            made = profiling.costliest(self._trace.folder, self._trace.steps, texts, devices=devices)
             artifacts.save(self.workdir / "artifacts", "costliest", made)
         except Exception as error:
             logging.exception("--profile")
@@ -286,7 +328,7 @@ class Session:
             self.rollbacks = self.rollbacks or list(meta.get("rollbacks", []))
             if self._patience and meta.get("best"):
                 self._best = (float(meta["best"][0]), int(meta["best"][1]))
-            step = int(np.max(jax.device_get(ts.step)))
+            step = _at(ts)
             self._say(f"Resuming {self.workdir} at step {step}.", say)
             before, now = meta["config"].get("train_for"), self.experiment.run.train_for
             schedule = self.experiment.settings["optimizer"]["schedule"]
@@ -397,7 +439,7 @@ class Session:
             slot = next(slots)
         make = partial(program, ex.step, fetch=ex.train_data.fetch, lanes=self.mode_of_lanes)
         told = self.place.jit(ts)(make()) if self.place.mapped else make()
-        on = self.place.slot(slot) if self.place.mapped else slot
+        on = self._put(slot) if self.place.mapped or distributed.several() else slot
         window = Window.of(jax.eval_shape(told, ts, self.frozen, resident, on)[1], self.lanes)
         if self.lanes:
             side = self._side(make, ts, resident, slot) if ex.run.lanes == "auto" else ex.run.lanes
@@ -406,7 +448,7 @@ class Session:
         one = compile_step(make(), window, jit=jit)
         k = ex.run.steps_per_call
         if k is None:
-            lowered = one.lower(ts, self.place.sums(window.zeros()), self.frozen, resident, self.place.slot(slot))
+            lowered = one.lower(ts, self.place.sums(window.zeros()), self.frozen, resident, self._put(slot))
             flops = (lowered.cost_analysis() or {}).get("flops", math.inf) / len(self.seeds)
             k = steps_per_call(flops, cadence, ex.durations.total, backend=jax.default_backend())
         if k == 1 or not self.place.alone:
@@ -422,7 +464,7 @@ class Session:
         cadence = Cadence(d.steps(ex.run.log_every), d.steps(ex.run.eval_every), d.steps(ex.run.checkpoint_every))
         programs, window = self.compile(ts, resident, cadence)
         with contextlib.closing(self._slots(0, 1)) as slots:
-            slot = self.place.slot(next(slots))
+            slot = self._put(next(slots))
         return ts, programs[1].lower(ts, self.place.sums(window.zeros()), self.frozen, resident, slot)
 
     def _side(self, make: Callable[..., Any], ts: TrainState, resident: Any, slot: Any) -> Side:
@@ -463,11 +505,13 @@ class Session:
 
     def _slots(self, start: int, total: int) -> Any:
         shared = self.mode_of_lanes == "shared"
-        return self.experiment.train_data.stream(self.seeds[:1] if shared else self.seeds, start, total)
+        return self._data.stream(self.seeds[:1] if shared else self.seeds, start, total)
 
     # ------------------------------------------------------------------------------------------------------------ hooks
     def open_writers(self, start: int, total: int) -> None:
         resume = start or None
+        if not distributed.is_first():
+            return
         writers: list[Any] = [JsonlWriter(self.workdir, resume), TensorBoardWriter(self.workdir, resume)]
         if not self.quiet:
             size = self.experiment.run.batch_size * len(self.seeds)
@@ -574,10 +618,14 @@ class Session:
     def _evaluate(self, name: str, view: View) -> dict[str, Any]:
         told = self.experiment.evals[name]
         key = jax.random.key(EVAL_KEY)
-        put = None if self.place.alone else self.place.rows
-        out = evaluate(
-            told.objective, view, told.batches, key, frozen=self.experiment.frozen, lanes=self.lanes, put=put
-        )
+        put: Any = None if self.place.alone else self.place.rows
+        found, frozen = told.batches, self.experiment.frozen
+        if distributed.several():
+            frozen = self.frozen
+            if isinstance(found, batches):
+                share = self.place.share(found.size)
+                found, put = found.share(share), partial(self.place.rows, share=share)
+        out = evaluate(told.objective, view, found, key, frozen=frozen, lanes=self.lanes, put=put)
         return {k: np.asarray(v) if self.lanes else v for k, v in out.items()}
 
     def evaluate_all(self, ts: TrainState) -> dict[str, dict[str, Any]]:
@@ -608,11 +656,15 @@ class Session:
     def review(self, ts: TrainState) -> list[Path]:
         """What the pipeline says of all seeds side by side: adds to the results, makes the artifacts, returns these."""
         view = ts.eval_view()
-        if self.place.apart or self.place.cutting:  # what follows is of all seeds and whole arrays
+        if distributed.several():
+            view = distributed.local(view)
+            if not distributed.is_first():
+                return []
+        elif self.place.apart or self.place.cutting:  # what follows is of all seeds and whole arrays
             view = jax.device_put(view, jax.local_devices()[0])
         views = view if self.lanes else jax.tree.map(lambda x: x[None], view)
         told = self.experiment.review(views, jax.random.key(EVAL_KEY))
-        step = int(np.max(jax.device_get(ts.step)))
+        step = _at(ts)
         for name, metrics in told.metrics.items():
             self._unwritten += [] if name in self.results else [name]
             self.results[name] = {**self.results.get(name, {}), **metrics}
@@ -708,11 +760,30 @@ class Session:
         signum: int | None,
         trained: int | None = None,
     ) -> dict[str, Any]:
-        ex = self.experiment
+        """Writes the summary and the report, and returns the summary."""
+        step, guard = _at(ts), ts.opt_state.get("guard", {})
+        skipped = int(np.sum(distributed.fetch(guard["skipped"]))) if "skipped" in guard else 0
+        trained, params = step if trained is None else trained, parameter_count(ts.params) // len(self.seeds)
+        told = {"status": status, "step": step, "trained_to": trained, "params": params, "skipped": skipped}
+        if signum is not None:
+            told["signal"] = signum
+        return self._by_first(lambda: self._sum_up(told, seconds, start))
+
+    def _by_first(self, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What it makes in the first process; in the others what of it is JSON."""
+        held: list[dict[str, Any]] = []
+
+        def run() -> Any:
+            held.append(make())
+            return jsonable(held[0])
+
+        told = distributed.told_by_first(run, raises=(SettingsError,))
+        return held[0] if held else dict(told)
+
+    def _sum_up(self, told: Mapping[str, Any], seconds: Mapping[str, float], start: int) -> dict[str, Any]:
+        ex, status, step, trained = self.experiment, told["status"], told["step"], told["trained_to"]
         baselines = ex.baselines() if ex.run.baselines and status == "finished" else {}
-        step = int(np.max(jax.device_get(ts.step)))
         spent = {**seconds, "compile": self.meter.seconds, "total": time.perf_counter() - self.began}
-        trained = step if trained is None else trained
         made = (trained - start) * ex.run.batch_size * len(self.seeds)
         data = ex.dataset
         summary: dict[str, Any] = {
@@ -727,7 +798,7 @@ class Session:
             "metrics": self.summarised(),
             "baselines": baselines,
             "better": ex.better,
-            "params": parameter_count(ts.params) // len(self.seeds),
+            "params": told["params"],
             "compile_count": self.meter.count,
             "examples_per_second": made / spent["step"] if spent["step"] > 0 else 0.0,
             "seconds": {k: max(0.0, spent[k]) for k in SECONDS},
@@ -745,11 +816,9 @@ class Session:
                 "overlap": overlap(data) if status == "finished" else None,
             },
         }
-        guard = ts.opt_state.get("guard", {})
-        summary["skipped"] = int(np.sum(jax.device_get(guard["skipped"]))) if "skipped" in guard else 0
-        summary["rollbacks"] = self.rollbacks
-        if signum is not None:
-            summary["signal"] = signum
+        summary |= {"skipped": told["skipped"], "rollbacks": self.rollbacks}
+        if "signal" in told:
+            summary["signal"] = told["signal"]
         write_json(self.workdir / "summary.json", summary)
         self._writers.close()
         report.write(self.workdir)
@@ -757,11 +826,15 @@ class Session:
 
     def amend(self) -> dict[str, Any]:
         """Puts the results so far into the summary of a run that is over, and writes its report anew."""
-        summary = self._summary()
-        summary["metrics"] |= self.summarised()
-        write_json(self.workdir / "summary.json", summary)
-        report.write(self.workdir)
-        return summary
+
+        def make() -> dict[str, Any]:
+            summary = self._summary()
+            summary["metrics"] |= self.summarised()
+            write_json(self.workdir / "summary.json", summary)
+            report.write(self.workdir)
+            return summary
+
+        return self._by_first(make)
 
     def _summary(self) -> dict[str, Any]:
         try:
@@ -773,3 +846,8 @@ class Session:
         logging.info("%s", text)
         if say and not self.quiet:
             print(text, flush=True)
+
+
+def _at(ts: TrainState) -> int:
+    """How many steps a state has seen, of the lane that has seen most."""
+    return int(np.max(distributed.fetch(ts.step)))

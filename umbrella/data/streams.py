@@ -17,6 +17,7 @@ import numpy as np
 
 from umbrella.data import workers as processes
 from umbrella.data.sources import Arrays, Columns, Source, on_device
+from umbrella.distributed import Share
 from umbrella.settings import SettingsError
 
 Slot = dict[str, np.ndarray]
@@ -32,6 +33,9 @@ class Data(NamedTuple):
     stream: Callable[[tuple[int, ...], int, int], Generator[Slot, None, None]]
     size: int  # examples in an epoch
     batch_size: int
+    # The same, whose stream has only a process's rows of every batch. None: slots are small, and every process makes
+    # whole ones.
+    share: Callable[[Share], "Data"] | None = None
 
 
 def in_memory(source: Source, batch_size: int, *, resample: bool = False, named: bool = False) -> Data:
@@ -61,7 +65,13 @@ def in_memory(source: Source, batch_size: int, *, resample: bool = False, named:
 
 
 def streaming(
-    source: Source, batch_size: int, *, workers: int = 2, resample: bool = False, named: bool = False
+    source: Source,
+    batch_size: int,
+    *,
+    workers: int = 2,
+    resample: bool = False,
+    named: bool = False,
+    share: Share | None = None,
 ) -> Data:
     """Batches read on the host; a slot is the batch itself. Text columns stay behind.
 
@@ -69,6 +79,7 @@ def streaming(
       workers: processes that read ahead; 0 reads in this one. The batches are the same to the bit.
       resample: as in `in_memory`.
       named: as for `in_memory`.
+      share: the stream's slots have only these rows of their batches, and no others are read.
 
     Raises:
       SettingsError: the source is empty, batch_size < 1 or workers < 0.
@@ -78,15 +89,23 @@ def streaming(
     _check(source, batch_size)
     if workers < 0:
         raise SettingsError(f"workers={workers}: must be >= 0")
-    slot = _slot(_Batch(source, batch_size, resample), len(source), batch_size, resample=resample, named=named)
+
+    def of(share: Share | None) -> Callable[[int, int], Slot]:
+        batch = _Batch(source, batch_size, resample, share)
+        return _slot(batch, len(source), batch_size, resample=resample, named=named, share=share)
+
+    slot, part = of(None), of(share)
 
     def stream(seeds: tuple[int, ...], start: int, stop: int) -> Generator[Slot, None, None]:
-        make = functools.partial(stacked, slot, tuple(seeds))
+        make = functools.partial(stacked, part, tuple(seeds))
         if workers:
             return processes.in_order(make, start, stop, workers)
         return (make(step) for step in range(start, stop))
 
-    return Data({}, slot, fetch, stream, len(source), batch_size)
+    def shared(share: Share) -> Data:
+        return streaming(source, batch_size, workers=workers, resample=resample, named=named, share=share)
+
+    return Data({}, slot, fetch, stream, len(source), batch_size, shared)
 
 
 def order(seed: int, n: int, position: np.ndarray) -> np.ndarray:
@@ -137,9 +156,13 @@ class batches:
       SettingsError: the source is empty, or size < 1.
     """
 
-    def __init__(self, source: Source, size: int):
+    def __init__(self, source: Source, size: int, share: Share | None = None):
         _check(source, size)
-        self.source, self.size = source, size
+        self.source, self.size, self._share = source, size, share
+
+    def share(self, share: Share) -> "batches":
+        """The same, which has, and reads, only these rows of every batch."""
+        return batches(self.source, self.size, share)
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.size)
@@ -147,7 +170,7 @@ class batches:
     def __iter__(self) -> Iterator[Columns]:
         n = len(self.source)
         for start in range(0, n, self.size):
-            rows = np.arange(start, start + self.size)
+            rows = _of(self._share, np.arange(start, start + self.size))
             mask = (rows < n).astype(np.float32)
             batch = on_device(self.source.__getitems__(np.minimum(rows, n - 1)))
             own = batch.get("mask")
@@ -178,9 +201,10 @@ class _Batch:
     source: Source
     batch_size: int
     resample: bool = False
+    share: Share | None = None
 
     def __call__(self, seed: int, step: int) -> Slot:
-        rows = _Indices(len(self.source), self.batch_size, self.resample)(seed, step)["idx"]
+        rows = _of(self.share, _Indices(len(self.source), self.batch_size, self.resample)(seed, step)["idx"])
         return on_device(self.source.__getitems__(rows.astype(np.int64)))
 
 
@@ -192,18 +216,29 @@ class _Named:
     n: int
     batch_size: int
     resample: bool
+    share: Share | None = None
 
     def __call__(self, seed: int, step: int) -> Slot:
-        position = int(step) * self.batch_size + np.arange(self.batch_size)
+        position = int(step) * self.batch_size + _of(self.share, np.arange(self.batch_size))
         rows = order(int(seed), self.n, position)
         told = {"id": bootstrap(int(seed), self.n)[rows] if self.resample else rows, "epoch": position // self.n}
         return {**self.slot(seed, step), **{k: v.astype(np.int32) for k, v in told.items()}}
 
 
 def _slot(
-    slot: Callable[[int, int], Slot], n: int, batch_size: int, *, resample: bool, named: bool
+    slot: Callable[[int, int], Slot],
+    n: int,
+    batch_size: int,
+    *,
+    resample: bool,
+    named: bool,
+    share: Share | None = None,
 ) -> Callable[[int, int], Slot]:
-    return _Named(slot, n, batch_size, resample) if named else slot
+    return _Named(slot, n, batch_size, resample, share) if named else slot
+
+
+def _of(share: Share | None, rows: np.ndarray) -> np.ndarray:
+    return rows if share is None else rows[share.start : share.stop]
 
 
 def stacked(slot: Callable[[int, int], Slot], seeds: tuple[int, ...], step: int) -> Slot:

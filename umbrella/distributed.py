@@ -1,0 +1,238 @@
+"""Several processes that run one program on the devices of all: how they begin, agree, and end. Floor 0.
+
+Every process does the same, in the same order; what is to happen once, a line on the terminal or in a file, the first
+does. In a single process, which is the usual case, everything here is what it would be without this module.
+
+What is called of "every process" waits for all of them, and must be called by all.
+"""
+
+import contextlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from umbrella.settings import SettingsError
+
+HEARTBEAT = 30  # seconds without a sign of life after which JAX ends the others, if nothing else has by then
+POLL = 1.0  # seconds, about, between two questions whether one is to stop
+FAREWELL_MS = 5_000
+_LOSS = r"Gloo \w+ failed|NCCL|Connection (?:reset|closed)|[Hh]eartbeat|[Cc]oordination|UNAVAILABLE|DEADLINE_EXCEEDED"
+
+
+class Share(NamedTuple):
+    """Rows start .. stop - 1 of a batch of `of` rows: those that a process has to do with."""
+
+    start: int
+    stop: int
+    of: int
+
+
+class Lost(Exception):
+    """Another process of this run is gone, or could not do its part; this one cannot go on alone."""
+
+
+def start(coordinator: str, processes: int | None = None, process: int | None = None) -> None:
+    """Joins the other processes, and waits until all are there. Before anything is computed.
+
+    Args:
+      coordinator: HOST:PORT of the first process, which the others can reach; or "auto", where JAX finds it and the two
+        numbers by itself: under SLURM, Open MPI, Kubernetes and on Cloud TPUs.
+      processes: how many there are.
+      process: which of them this one is, from 0.
+
+    Raises:
+      SettingsError: they do not fit, there is no such environment, or not all came within five minutes.
+    """
+    how: dict[str, Any] = {}
+    if coordinator != "auto":
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdigit():
+            raise SettingsError(f"--coordinator={coordinator}: write HOST:PORT of the first process, or auto")
+        if processes is None or process is None:
+            raise SettingsError(
+                f"--coordinator={coordinator}: say how many processes there are and which of them this is: "
+                "--processes=N --process=0, 1, .. or N - 1"
+            )
+        if not 0 <= process < processes:
+            raise SettingsError(f"--process={process}: of {processes} processes it is one of 0 to {processes - 1}")
+        how = {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
+        how["cluster_detection_method"] = "deactivate"
+    elif processes is not None or process is not None:
+        raise SettingsError("--coordinator=auto: finds the processes by itself; leave --processes and --process out")
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, **how)
+    except ValueError as error:
+        if coordinator != "auto":
+            raise SettingsError(f"--coordinator={coordinator}: {error}") from None
+        raise SettingsError(
+            "--coordinator=auto: no SLURM, Open MPI, Kubernetes or Cloud TPU is found here; give "
+            "--coordinator=HOST:PORT --processes=N --process=I"
+        ) from None
+    except RuntimeError as error:
+        raise SettingsError(
+            f"--coordinator={coordinator}: the processes did not find each other: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def joined() -> bool:
+    """Whether this process was started as one of several; unlike `several` it starts no backend of JAX."""
+    return bool(jax.distributed.is_initialized())
+
+
+def several() -> bool:
+    return jax.process_count() > 1
+
+
+def is_first() -> bool:
+    return jax.process_index() == 0
+
+
+def told_by_first(make: Callable[[], Any], *, raises: tuple[type[Exception], ...] = ()) -> Any:
+    """What `make` returns in the first process, in every one; it is JSON, and run there alone.
+
+    Raises:
+      Lost: `make` raised something in the first process, where that is raised itself. Of the classes of `raises`, whose
+        only argument is a message, the same is raised in every process.
+    """
+    if not several():
+        return make()
+    from jax.experimental import multihost_utils
+
+    told, raised = b"", None
+    if is_first():
+        try:
+            told = json.dumps({"value": make()}).encode()
+        except Exception as error:
+            raised = error
+            told = json.dumps({"raised": type(error).__name__, "message": str(error)}).encode()
+    with jax.transfer_guard("allow"):
+        size = int(multihost_utils.broadcast_one_to_all(np.uint32(len(told))))
+        text = np.frombuffer(told.ljust(size), np.uint8)[:size] if is_first() else np.zeros(size, np.uint8)
+        found = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(text)).tobytes())
+    if raised is not None:
+        raise raised
+    if "raised" in found:
+        kind = next((k for k in raises if k.__name__ == found["raised"]), None)
+        if kind is None:
+            raise Lost(f"the first process failed: {found['raised']}: {found['message']}")
+        raise kind(found["message"])
+    return found["value"]
+
+
+def by_first(do: Callable[[], Any], *, raises: tuple[type[Exception], ...] = ()) -> None:
+    """`do` in the first process alone; every process goes on when it is done. Raises as `told_by_first`."""
+
+    def run() -> None:
+        do()
+
+    told_by_first(run, raises=raises)
+
+
+def most(value: int) -> int:
+    """The largest of the numbers, i32, that the processes have."""
+    return int(_all([value])[:, 0].max())
+
+
+def check_same(what: str, value: str) -> None:
+    """Raises SettingsError, in every process, where one has another value than the first."""
+    if not several():
+        return
+    theirs = told_by_first(lambda: value)
+    odd = np.flatnonzero(_all([int(value != theirs)])[:, 0])
+    if len(odd):
+        raise SettingsError(
+            f"{what} of process {odd[0]} is not that of process 0; every process must be started with the same "
+            "command, code and data"
+        )
+
+
+def is_loss(error: Exception) -> bool:
+    """Whether it tells of another process that is gone, by what Gloo, NCCL and JAX's coordination service say then."""
+    return isinstance(error, Lost) or re.search(_LOSS, str(error)) is not None
+
+
+def fetch(tree: Any) -> Any:
+    """The arrays of a tree on the host, whole, wherever they lie. For every process, unless all of it is here."""
+
+    def of(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return jax.device_get(x)
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(x, tiled=True)
+
+    return jax.tree.map(of, tree)
+
+
+def local(tree: Any) -> Any:
+    """The arrays of a tree, whole, on a device of this process, which can then compute with them alone. For every
+    process."""
+    if not several():
+        return tree
+
+    def of(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return x
+        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(of(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        return jax.device_put(x.addressable_data(0) if x.is_fully_replicated else fetch(x), jax.local_devices()[0])
+
+    return jax.tree.map(of, tree)
+
+
+class Poll:
+    """Whether one of the processes was asked to stop, known to all after the same step: the `ask=` of
+    `umbrella.loop.fit`. They ask each other about once a second, after so many steps as the first one makes in it."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._last: tuple[int, float] | None = None
+
+    def __call__(self, step: int, signum: int | None, due: bool) -> int | None:
+        """The signal, once all know of it.
+
+        Args:
+          step: so many are done.
+          signum: the signal that this process got.
+          due: they are to ask now; for every process at the same step.
+        """
+        if step < self._next and not due:
+            return None
+        now, steps = time.perf_counter(), 1
+        if self._last is not None and step > self._last[0]:
+            steps = max(1, int(POLL * (step - self._last[0]) / (now - self._last[1])))
+        told = _all([signum or 0, min(steps, 10_000)])
+        self._next, self._last = step + int(told[0, 1]), (step, time.perf_counter())
+        return int(told[:, 0].max()) or None
+
+
+def leave(status: int) -> int:
+    """The exit status of this process, as its last act. With a status that is not 0 it does not return where there are
+    several processes: the usual end of JAX would wait minutes for those that are gone, or still wait for this one."""
+    if status == 0 or not joined():
+        return status
+    from orbax.checkpoint import multihost
+
+    with contextlib.suppress(Exception):  # where all leave for the same reason, each is to have the time to say it
+        multihost.get_barrier_sync_fn()(key="umbrella/leave", timeout_ms=FAREWELL_MS)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _all(values: list[int]) -> np.ndarray:
+    """i32[processes, V] of what each process has."""
+    mine = np.asarray(values, np.int32)
+    if not several():
+        return mine[None]
+    from jax.experimental import multihost_utils
+
+    with jax.transfer_guard("allow"):
+        return np.asarray(multihost_utils.process_allgather(mine)).reshape(-1, len(values))
