@@ -655,7 +655,7 @@ class Session:
 
     def review(self, ts: TrainState) -> list[Path]:
         """What the pipeline says of all seeds side by side: adds to the results, makes the artifacts, returns these."""
-        view = ts.eval_view()
+        view, step = ts.eval_view(), _at(ts)
         if distributed.several():
             view = distributed.local(view)
             if not distributed.is_first():
@@ -664,7 +664,6 @@ class Session:
             view = jax.device_put(view, jax.local_devices()[0])
         views = view if self.lanes else jax.tree.map(lambda x: x[None], view)
         told = self.experiment.review(views, jax.random.key(EVAL_KEY))
-        step = _at(ts)
         for name, metrics in told.metrics.items():
             self._unwritten += [] if name in self.results else [name]
             self.results[name] = {**self.results.get(name, {}), **metrics}
