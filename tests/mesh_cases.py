@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import umbrella as um
-from umbrella import parallel, runs
+from umbrella import checkpoint, parallel, runs
 
 tmap = jax.tree.map
 
@@ -196,6 +196,29 @@ def one_program_by_pmap(folder: Path) -> None:
         np.testing.assert_allclose(*[[r["loss"] for r in each] for each in rows], rtol=1e-5)
 
 
+def fixed_sums_are_equal_on_any_devices(folder: Path) -> None:
+    """To the bit: parameters, averages and moments after six steps on 1, 2, 4 and 8 devices, dropout and masks
+    included; and a run that changes its number of devices in between."""
+    net = {"name": "mlp", "hidden": (256,), "dropout": 0.2}
+    of = {"images": images(reduction="fixed", model=net, techniques=("mixup",), mixup={"alpha": 0.2})}
+    of["text"] = text(folder, reduction="fixed")
+    for name, config in of.items():
+        found = {}
+        for n in (1, 2, 4, 8):
+            with mock.patch.object(jax, "device_count", lambda n=n: n):
+                run = trained(config, folder / f"{name}-{n}")
+            assert run.ts.step.sharding.num_devices == n
+            found[n] = checkpoint.digests(run.ts)
+        assert found[1] == found[2] == found[4] == found[8], name
+        with mock.patch.object(jax, "device_count", lambda: 2), runs.Session(config, folder / name, quiet=True) as s:
+            s.train(until=3)
+        assert checkpoint.digests(trained(config, folder / name).ts) == found[1], name
+        fast = trained({**config, "reduction": "fast", "techniques": ()}, folder / f"{name}-fast")
+        assert checkpoint.digests(fast.ts) != found[1]
+    masked = trained(images(reduction="fixed", techniques=(), batch_size=80), folder / "masked")
+    assert far(masked, trained(images(techniques=(), batch_size=80), folder / "unmasked")) < 1e-5
+
+
 CASES: dict[str, Callable[[Path], None]] = {
     f.__name__: f
     for f in (
@@ -208,6 +231,7 @@ CASES: dict[str, Callable[[Path], None]] = {
         a_rule_cuts_moments_and_averages_alike,
         convolutions_of_several_seeds_on_a_mesh,
         one_program_by_pmap,
+        fixed_sums_are_equal_on_any_devices,
     )
 }
 

@@ -43,6 +43,8 @@ class RunSettings:
     # How many devices lie along data, fsdp, model and seed, see `umbrella.parallel.shape_of`.
     mesh: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     compile: Literal["jit", "pmap"] = "jit"  # one program over the mesh, or one for each device
+    # "fixed": a step gives the same on 1, 2, 4 and 8 devices, to the bit; see `umbrella.gradients.in_order`.
+    reduction: Literal["fast", "fixed"] = "fast"
     shard: tuple[tuple[str, tuple[str | None, ...]], ...] = ()  # (regular expression, axes): see `parallel.cut`
     workers: Natural = 2  # processes that read a set that does not lie in memory
     fresh: tuple[str, ...] = ()  # with --init_from: what is not taken over, such as ("model/head",)

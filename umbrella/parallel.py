@@ -12,12 +12,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from umbrella import distributed
 from umbrella.distributed import Share
 from umbrella.experiment import RunSettings
-from umbrella.objective import PyTree
+from umbrella.gradients import GradFn, grad_of, in_order, microbatch
+from umbrella.objective import Objective, PyTree
 from umbrella.settings import Count, Natural, Range, SettingsError
 from umbrella.train_state import TrainState
 
 AXES = ("seed", "data", "fsdp", "model")
 ROWS = ("data", "fsdp")  # the axes that the rows of a batch are dealt out over
+PARTS = 8  # slices of a batch that are added up one after the other under `config.reduction="fixed"`
 SMALL = 2**12  # numbers of an array that "fsdp" leaves whole: to gather it takes longer than to keep it
 
 Cuts = tuple[str | None, ...]  # an axis of the mesh, or None, for every axis of an array
@@ -100,13 +102,39 @@ def mesh(shape: Shape | int | None = None) -> Mesh:
     return jax.make_mesh(tuple(shape), AXES, devices=found, axis_types=(jax.sharding.AxisType.Auto,) * len(AXES))
 
 
-def over(compiled: str) -> str | None:
-    """The `over=` of `umbrella.gradients.grad_of` for a config's "compile": the axis that pmap maps over."""
-    return "data" if compiled == "pmap" else None
+Compiler = Literal["jit", "pmap", "shard_map"]
+
+
+def compiler(run: RunSettings) -> Compiler:
+    """What makes programs for a mesh: "jit" sees whole batches, the others one device's rows, over the axis "data".
+
+    Raises:
+      SettingsError: two are asked for.
+    """
+    if run.reduction == "fixed" and run.compile != "jit":
+        raise SettingsError("config.reduction: 'fixed' is compiled in a way of its own; leave config.compile out")
+    return "shard_map" if run.reduction == "fixed" else run.compile
+
+
+def gradient(objective: Objective, run: RunSettings, microbatches: int = 1) -> GradFn:
+    """The gradient function of a config."""
+    if run.reduction == "fixed":
+        return in_order(PARTS, "data")(grad_of(objective))
+    return microbatch(microbatches)(grad_of(objective, over="data" if run.compile == "pmap" else None))
+
+
+def check_game(run: RunSettings) -> None:
+    """Raises SettingsError for what steps of several losses have no way to do."""
+    if compiler(run) != "jit":
+        how = "config.reduction: 'fixed'" if run.reduction == "fixed" else f"config.compile: {run.compile!r}"
+        raise SettingsError(f"{how} does not play games; leave it out")
 
 
 def check_mapped(ts: TrainState, on: Mesh, run: RunSettings, microbatches: int) -> None:
-    """Raises SettingsError for what `config.compile="pmap"` has no way to do."""
+    """Raises SettingsError for what `config.compile="pmap"` or `config.reduction="fixed"` have no way to do."""
+    if run.reduction == "fixed":
+        _check_fixed(ts, on, run, microbatches)
+        return
     if distributed.several():
         raise SettingsError("config.compile: 'pmap' is for the devices of one process; say compile='jit'")
     if run.batch_size % (on.size * microbatches):
@@ -123,6 +151,27 @@ def check_mapped(ts: TrainState, on: Mesh, run: RunSettings, microbatches: int) 
     if "carry" in ts.state:
         raise SettingsError(
             "config.compile: 'pmap' does not deal out states that go on from batch to batch; say compile='jit'"
+        )
+
+
+def _check_fixed(ts: TrainState, on: Mesh, run: RunSettings, microbatches: int) -> None:
+    said = "config.reduction: 'fixed'"
+    if on.size != on.shape["data"] or PARTS % on.size:
+        raise SettingsError(f"{said} adds up {PARTS} slices, dealt out over 'data' alone: 1, 2, 4 or 8 devices")
+    if run.batch_size % PARTS:
+        near = max(PARTS, run.batch_size // PARTS * PARTS)
+        raise SettingsError(
+            f"config.batch_size: {run.batch_size} does not divide into {PARTS} slices, which reduction='fixed' adds "
+            f"up; try {near} or {near + PARTS}"
+        )
+    if microbatches > 1:
+        raise SettingsError(f"{said} goes through a batch in {PARTS} slices already; leave config.microbatches out")
+    if run.seeds > 1:
+        raise SettingsError(f"{said} trains one seed; several are equal on any devices that each have whole seeds")
+    if jax.tree.leaves(ts.state):
+        raise SettingsError(
+            f"{said} has no place for the state {', '.join(sorted(ts.state))}: statistics of BatchNorm would be those "
+            "of a slice; choose another norm, or a model that reads every batch anew"
         )
 
 
@@ -211,7 +260,7 @@ class Placement:
       lanes: as in `umbrella.step.program`. State and carry have an axis of lanes unless None, a slot only under "own".
       steps: how many steps a slot is for; they are its axis after that of the lanes when there are several.
       rules: see `cut`.
-      mapped: programs are compiled by `jax.pmap`, over rows alone.
+      compiler: programs are compiled by this one; but for jit over rows alone.
     """
 
     def __init__(
@@ -221,11 +270,11 @@ class Placement:
         lanes: Literal["own", "shared"] | None = None,
         steps: int = 1,
         rules: Rules = TENSOR,
-        mapped: bool = False,
+        compiler: Compiler = "jit",
     ):
         self.mesh = on
-        self.alone = on.size == 1 and not mapped
-        self.mapped = mapped
+        self.alone = on.size == 1 and compiler == "jit"
+        self.compiler = compiler
         self.apart = on.shape["seed"] > 1  # lanes lie on devices of their own
         self.cutting = on.shape["fsdp"] * on.shape["model"] > 1  # a device has parts of arrays
         self.rules = rules
@@ -274,7 +323,7 @@ class Placement:
 
     def slot(self, slot: PyTree, share: Share | None = None) -> PyTree:
         """A slot there, of which this process has all rows, or those of `share` alone."""
-        if self.mapped:  # pmap takes a device's rows by an axis of devices
+        if self.compiler == "pmap":  # it takes a device's rows by an axis of devices
             by_device = jax.tree.map(lambda x: x.reshape(self.mesh.size, -1, *x.shape[1:]), slot)
             return jax.device_put(by_device, NamedSharding(self.mesh, PartitionSpec("data")))
         return _put(slot, self._device if self.alone else self._slot, share, len(self._slot.spec) - 1)
@@ -288,7 +337,12 @@ class Placement:
         """The `jit=` of `umbrella.step.train_step` for a state like ts; of `umbrella.loop.compile_step` with sums."""
         if self.alone:
             return jax.jit
-        if self.mapped:
+        if self.compiler == "shard_map":
+            ins = (*(PartitionSpec(),) * (4 if sums else 3), PartitionSpec("data"))
+            specs: dict[str, Any] = {"in_specs": ins, "out_specs": PartitionSpec()}
+            # Every device adds up the same, which the check of what varies has no way to see.
+            return lambda fn, **kw: jax.jit(jax.shard_map(fn, mesh=self.mesh, check_vma=False, **specs), **kw)
+        if self.compiler == "pmap":
             whole = (None,) * (4 if sums else 3)
             return lambda fn, donate_argnums=(): jax.pmap(
                 fn, axis_name="data", in_axes=(*whole, 0), out_axes=None, donate_argnums=donate_argnums

@@ -113,11 +113,11 @@ class Session:
         self.mesh = parallel.mesh(settings.call(parallel.shape_of, run.mesh, "mesh.", there))
         parallel.check_divides(run.batch_size, self.mesh)
         shapes = jax.eval_shape(self._create, self.experiment.train_data.resident)
-        mapped = run.compile == "pmap"
-        if mapped:
+        compiler = parallel.compiler(run)
+        if compiler != "jit":
             parallel.check_mapped(shapes, self.mesh, run, self.experiment.settings["microbatches"])
         rules = self._rules(shapes)
-        self.place = parallel.Placement(self.mesh, lanes=self.mode_of_lanes, rules=rules, mapped=mapped)
+        self.place = parallel.Placement(self.mesh, lanes=self.mode_of_lanes, rules=rules, compiler=compiler)
         self.frozen = self.place.replicated(self.experiment.frozen)
         self._share = self.place.share(run.batch_size) if distributed.several() else None
         self._data = self.experiment.train_data
@@ -438,8 +438,9 @@ class Session:
         with contextlib.closing(self._slots(0, 1)) as slots:
             slot = next(slots)
         make = partial(program, ex.step, fetch=ex.train_data.fetch, lanes=self.mode_of_lanes)
-        told = self.place.jit(ts)(make()) if self.place.mapped else make()
-        on = self._put(slot) if self.place.mapped or distributed.several() else slot
+        mapped = self.place.compiler != "jit"
+        told = self.place.jit(ts)(make()) if mapped else make()
+        on = self._put(slot) if mapped or distributed.several() else slot
         window = Window.of(jax.eval_shape(told, ts, self.frozen, resident, on)[1], self.lanes)
         if self.lanes:
             side = self._side(make, ts, resident, slot) if ex.run.lanes == "auto" else ex.run.lanes

@@ -11,7 +11,6 @@ import numpy as np
 from umbrella import data, optim, parallel, settings, transforms
 from umbrella.bounds import UnknownOperation
 from umbrella.experiment import Durations, Evaluation, Experiment, Reader, Review, RunSettings, Scorer
-from umbrella.gradients import grad_of, microbatch
 from umbrella.objective import Array, Batch, Ctx, Objective, Params, State, Transform, View, chain, map_params
 from umbrella.pipelines import _scopes
 from umbrella.settings import Cadence, Count, Fraction
@@ -128,8 +127,7 @@ def assemble(
         raise settings.SettingsError(
             f"config.microbatches: {common.microbatches} slices do not divide a batch of {run.batch_size}"
         )
-    gradient = microbatch(common.microbatches)(grad_of(train, over=parallel.over(run.compile)))
-    step = update(gradient, optimizer, wrt=common.trainable)
+    step = update(parallel.gradient(train, run, common.microbatches), optimizer, wrt=common.trainable)
     if common.ema and common.swa_from != "never":
         raise settings.SettingsError(
             f"config.swa_from: there is an average already, config.ema is {common.ema}; set it to 0"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from umbrella import data, optim, settings, transforms
+from umbrella import data, optim, parallel, settings, transforms
 from umbrella.experiment import Durations, Experiment, Review, RunSettings
 from umbrella.gradients import grad_of
 from umbrella.models.gan import Discriminator, Generator
@@ -146,8 +146,7 @@ def read(config: Mapping[str, Any]) -> tuple[RunSettings, Game]:
             f"config.disc_steps: {own.disc_steps} slices do not divide a batch of {run.batch_size}: the discriminator "
             "goes through a batch in so many steps"
         )
-    if run.compile == "pmap":
-        raise SettingsError("config.compile: 'pmap' does not play games; say compile='jit'")
+    parallel.check_game(run)
     return run, own
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from umbrella import losses, ngrams, optim, settings, transforms
+from umbrella import losses, ngrams, optim, parallel, settings, transforms
 from umbrella.data import corpus, sequences
 from umbrella.data.tokenizers import START
 from umbrella.experiment import Durations, Experiment, Review, RunSettings
@@ -148,8 +148,7 @@ def read(config: Mapping[str, Any]) -> tuple[RunSettings, TextGame]:
         )
     if run.batch_size < 2:
         raise SettingsError("config.batch_size: 1: a sample's rewards are told from those of others; say 2 at least")
-    if run.compile == "pmap":
-        raise SettingsError("config.compile: 'pmap' does not play games; say compile='jit'")
+    parallel.check_game(run)
     return run, own
 
 
