@@ -107,6 +107,12 @@ def test_a_mesh_and_rules_are_refused_before_anything_is_written(tmp_path: Path)
             {"compile": "pmap", "microbatches": 4, "batch_size": 44},
             "config.microbatches: 4 slices do not divide the 44",
         ),
+        ({"reduction": "fixed", "batch_size": 44}, "config.batch_size: 44 does not divide into 8 slices.*try 40 or 48"),
+        ({"reduction": "fixed", "seeds": 2}, "config.reduction: 'fixed' trains one seed"),
+        ({"reduction": "fixed", "mesh": {"fsdp": 2}}, "config.reduction: 'fixed' adds up 8 slices, dealt out over"),
+        ({"reduction": "fixed", "microbatches": 2}, "config.reduction: 'fixed' goes through a batch in 8 slices"),
+        ({"reduction": "fixed"}, "config.reduction: 'fixed' has no place for the state model: statistics of BatchNorm"),
+        ({"reduction": "fixed", "compile": "pmap"}, "config.reduction: 'fixed' is compiled in a way of its own"),
         ({"compile": "pmapp"}, r"config.compile: 'pmapp' is not one of the choices \(did you mean 'pmap'"),
     ):
         with pytest.raises(SettingsError, match=words):

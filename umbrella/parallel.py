@@ -340,8 +340,10 @@ class Placement:
         if self.compiler == "shard_map":
             ins = (*(PartitionSpec(),) * (4 if sums else 3), PartitionSpec("data"))
             specs: dict[str, Any] = {"in_specs": ins, "out_specs": PartitionSpec()}
-            # Every device adds up the same, which the check of what varies has no way to see.
-            return lambda fn, **kw: jax.jit(jax.shard_map(fn, mesh=self.mesh, check_vma=False, **specs), **kw)
+            # The check of what varies cannot see that every device adds up the same. And the algebraic simplifier makes
+            # products with reciprocals of some quotients, a softmax's say, for one device and not for several.
+            how: dict[str, Any] = {"compiler_options": {"xla_disable_hlo_passes": "algsimp"}}
+            return lambda fn, **kw: jax.jit(jax.shard_map(fn, mesh=self.mesh, check_vma=False, **specs), **how, **kw)
         if self.compiler == "pmap":
             whole = (None,) * (4 if sums else 3)
             return lambda fn, donate_argnums=(): jax.pmap(

@@ -26,7 +26,7 @@ from umbrella.data import batches, overlap
 from umbrella.data.texts import read_text
 from umbrella.evaluation import evaluate
 from umbrella.experiment import Experiment
-from umbrella.lock import Lock
+from umbrella.lock import STALE, Lock
 from umbrella.loop import Cadence, Compiled, Diverged, Feed, Hooks, Outcome, Window, compile_step, fit, steps_per_call
 from umbrella.objective import Ctx, View
 from umbrella.settings import SettingsError, near
@@ -160,7 +160,9 @@ class Session:
         held: list[Claim] = []
 
         def take() -> str:
-            held.append(claim(workdir, self.name, told.settings))
+            # What restarts processes whose host was lost does so before the lock of the lost one is stale.
+            patience = STALE + 15 if distributed.several() else 0.0
+            held.append(claim(workdir, self.name, told.settings, patience=patience))
             return str(held[0].path)
 
         path = Path(distributed.told_by_first(take, raises=(SettingsError,)))

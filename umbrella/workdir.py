@@ -56,8 +56,14 @@ class Claim(NamedTuple):
     is_new: bool  # whether the folder was made for it
 
 
-def claim(workdir: str | os.PathLike[str] | None, name: str, settings: Mapping[str, Any]) -> Claim:
+def claim(
+    workdir: str | os.PathLike[str] | None, name: str, settings: Mapping[str, Any], *, patience: float = 0.0
+) -> Claim:
     """The workdir, made and writable, locked, with the resolved config in it. Before anything compiles.
+
+    Args:
+      patience: seconds for which to try again while another process holds it: one on a host that was lost does for two
+        minutes more.
 
     Raises:
       SettingsError: it cannot be written, another process writes there, or it holds a run of another config.
@@ -73,7 +79,14 @@ def claim(workdir: str | os.PathLike[str] | None, name: str, settings: Mapping[s
     lock, is_new = None, not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = Lock(path)
+        until = time.monotonic() + patience
+        while lock is None:
+            try:
+                lock = Lock(path)
+            except Busy:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(1)
         if before.exists():
             _same(json.loads(before.read_text()), settings, given)
         write_json(before, settings)
