@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # Two workers by default: a laptop's cores are shared, and each test process compiles with all the threads it finds.
 JOBS   ?= 2
 
-.PHONY: help venv vae test test-slow faults lint types format lock bench docs clean
+.PHONY: help venv vae test test-slow faults lint lint-deploy types format lock bench docs clean
 
 help:            ## what can be made
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 12
@@ -36,6 +36,18 @@ faults: venv     ## inject faults by the thousand (about 15 minutes), and print 
 
 lint: venv       ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+# Its linters have an environment of their own: nothing else needs them.
+lint-deploy: build/lint-deploy/.ready  ## shellcheck, hadolint, yamllint and the schemas of Kubernetes on deploy/
+	build/lint-deploy/bin/shellcheck deploy/slurm.sbatch
+	build/lint-deploy/bin/hadolint deploy/Dockerfile
+	build/lint-deploy/bin/yamllint --strict -c deploy/.yamllint deploy
+	build/lint-deploy/bin/python deploy/validate.py
+
+build/lint-deploy/.ready: deploy/requirements-lint.txt
+	$(PYTHON) -m venv build/lint-deploy
+	build/lint-deploy/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 types: venv      ## mypy
 	$(BIN)/mypy
