@@ -32,9 +32,9 @@ with --mode=table, 12 minutes beside other work:
     bag, attacked in training            57 seconds           0.821
     Transformer                          3.4 minutes          0.810
 
-On the reviews, without the most attended word the BiLSTM's probability of its label falls by 0.185 on average over 2,000
-test texts, without a random one by 0.005; the difference is 0.180, at least 0.167 with 95 % confidence. docs/results.md
-has the other rivals, commands and versions.
+On the reviews, without the most attended word the BiLSTM's probability of its label falls by 0.185 on average over
+2,000 test texts, without a random one by 0.005; the difference is 0.180, at least 0.167 with 95 % confidence.
+docs/results.md has the other rivals, commands and versions.
 """
 
 from ml_collections import ConfigDict

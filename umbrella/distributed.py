@@ -7,6 +7,7 @@ What is called of "every process" waits for all of them, and must be called by a
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,8 @@ from umbrella.settings import SettingsError
 HEARTBEAT = 30  # seconds without a sign of life after which JAX ends the others, if nothing else has by then
 POLL = 1.0  # seconds, about, between two questions whether one is to stop
 FAREWELL_MS = 5_000
+PATIENCE_MS = 24 * 3600 * 1000  # for one that still works, and shows by its heartbeat that it lives
+_meetings = itertools.count()
 _LOSS = r"Gloo \w+ failed|NCCL|Connection (?:reset|closed)|[Hh]eartbeat|[Cc]oordination|UNAVAILABLE|DEADLINE_EXCEEDED"
 
 
@@ -112,6 +115,7 @@ def told_by_first(make: Callable[[], Any], *, raises: tuple[type[Exception], ...
         except Exception as error:
             raised = error
             told = json.dumps({"raised": type(error).__name__, "message": str(error)}).encode()
+    _meet()
     with jax.transfer_guard("allow"):
         size = int(multihost_utils.broadcast_one_to_all(np.uint32(len(told))))
         text = np.frombuffer(told.ljust(size), np.uint8)[:size] if is_first() else np.zeros(size, np.uint8)
@@ -137,6 +141,7 @@ def by_first(do: Callable[[], Any], *, raises: tuple[type[Exception], ...] = ())
 
 def most(value: int) -> int:
     """The largest of the numbers, i32, that the processes have."""
+    _meet()
     return int(_all([value])[:, 0].max())
 
 
@@ -225,6 +230,15 @@ def leave(status: int) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def _meet() -> None:
+    """Waits until every process is here, however long one of them takes, by JAX's coordination service: Gloo gives up
+    after half a minute where one is late."""
+    if several():
+        from orbax.checkpoint import multihost
+
+        multihost.get_barrier_sync_fn()(key=f"umbrella/{next(_meetings)}", timeout_ms=PATIENCE_MS)
 
 
 def _all(values: list[int]) -> np.ndarray:

@@ -156,6 +156,8 @@ def check_mapped(ts: TrainState, on: Mesh, run: RunSettings, microbatches: int) 
 
 def _check_fixed(ts: TrainState, on: Mesh, run: RunSettings, microbatches: int) -> None:
     said = "config.reduction: 'fixed'"
+    if run.seeds > 1:
+        raise SettingsError(f"{said} trains one seed; several are equal on any devices that each have whole seeds")
     if on.size != on.shape["data"] or PARTS % on.size:
         raise SettingsError(f"{said} adds up {PARTS} slices, dealt out over 'data' alone: 1, 2, 4 or 8 devices")
     if run.batch_size % PARTS:
@@ -166,8 +168,6 @@ def _check_fixed(ts: TrainState, on: Mesh, run: RunSettings, microbatches: int) 
         )
     if microbatches > 1:
         raise SettingsError(f"{said} goes through a batch in {PARTS} slices already; leave config.microbatches out")
-    if run.seeds > 1:
-        raise SettingsError(f"{said} trains one seed; several are equal on any devices that each have whole seeds")
     if jax.tree.leaves(ts.state):
         raise SettingsError(
             f"{said} has no place for the state {', '.join(sorted(ts.state))}: statistics of BatchNorm would be those "
