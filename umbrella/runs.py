@@ -23,6 +23,7 @@ from umbrella._report.text import direction
 from umbrella.blame import first_bad_leaf
 from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, read_meta, restore_params, saved_paths
 from umbrella.data import overlap
+from umbrella.data.streams import stacked
 from umbrella.data.texts import read_text
 from umbrella.evaluation import evaluate
 from umbrella.experiment import Experiment
@@ -393,8 +394,7 @@ class Session:
     def compile(self, ts: TrainState, resident: Any, cadence: Cadence) -> tuple[dict[int, Compiled], Window]:
         """The program of one step, and the one of several steps when a step is small; compiled when first called."""
         ex = self.experiment
-        with contextlib.closing(self._slots(0, 1)) as slots:
-            slot = next(slots)
+        slot = self._slot(0)
         make = partial(program, ex.step, fetch=ex.train_data.fetch, lanes=self.mode_of_lanes)
         told = self.place.jit(ts)(make()) if self.place.mapped else make()
         on = self.place.slot(slot) if self.place.mapped else slot
@@ -421,8 +421,7 @@ class Session:
         ts = self.place.template(jax.eval_shape(self._create, resident))
         cadence = Cadence(d.steps(ex.run.log_every), d.steps(ex.run.eval_every), d.steps(ex.run.checkpoint_every))
         programs, window = self.compile(ts, resident, cadence)
-        with contextlib.closing(self._slots(0, 1)) as slots:
-            slot = self.place.slot(next(slots))
+        slot = self.place.slot(self._slot(0))
         return ts, programs[1].lower(ts, self.place.sums(window.zeros()), self.frozen, resident, slot)
 
     def _side(self, make: Callable[..., Any], ts: TrainState, resident: Any, slot: Any) -> Side:
@@ -462,8 +461,16 @@ class Session:
             )
 
     def _slots(self, start: int, total: int) -> Any:
-        shared = self.mode_of_lanes == "shared"
-        return self.experiment.train_data.stream(self.seeds[:1] if shared else self.seeds, start, total)
+        return self.experiment.train_data.stream(self._seen, start, total)
+
+    def _slot(self, step: int) -> Any:
+        """One slot, made in this process: workers take seconds to start."""
+        return stacked(self.experiment.train_data.slot, self._seen, step)
+
+    @property
+    def _seen(self) -> tuple[int, ...]:
+        """The seeds whose orders of the data are read."""
+        return self.seeds[:1] if self.mode_of_lanes == "shared" else self.seeds
 
     # ------------------------------------------------------------------------------------------------------------ hooks
     def open_writers(self, start: int, total: int) -> None:
