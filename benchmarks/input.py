@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.__main__ import PAGE, ROOT, child
 from umbrella import environment
+from umbrella.data.workers import AHEAD
 from umbrella.settings import SettingsError
 
 MARKS = ("<!-- input -->", "<!-- /input -->")
@@ -116,13 +117,13 @@ def measured(name: str, workers: int, stack: contextlib.ExitStack, steps: int = 
     made = functools.partial(source.stream, session.seeds)
 
     began = time.perf_counter()
-    with contextlib.closing(made(0, 10 * steps)) as slots:
+    with contextlib.closing(made(0, 1 + AHEAD + 10 * steps)) as slots:
         next(slots)
         first = time.perf_counter() - began
-        for _ in range(WARM):  # what the workers had made before they were asked
+        for _ in range(AHEAD):  # what the workers had made before they were asked
             next(slots)
         began, count = time.perf_counter(), 0
-        while (spent := time.perf_counter() - began) < 5.0 and count < 9 * steps:
+        while (spent := time.perf_counter() - began) < 5.0 and count < 10 * steps:
             next(slots)
             count += 1
         alone = count * source.batch_size / spent
