@@ -219,6 +219,9 @@ def measured(name: str, tiny: bool, half: int, seconds: float) -> dict[str, Any]
     Args:
       half: how often its rows are halved.
       seconds: about how long it is measured, after compiling.
+
+    Raises:
+      RuntimeError: JAX finds no accelerator, and the shapes are not small.
     """
     import jax
     import numpy as np
@@ -226,6 +229,9 @@ def measured(name: str, tiny: bool, half: int, seconds: float) -> dict[str, Any]
     import umbrella as um
     from benchmarks.utilisation import peak_of
 
+    device = jax.devices()[0]
+    if device.platform == "cpu" and not tiny:
+        raise RuntimeError("JAX finds no accelerator; install jax[cuda12] or jax[cuda13], or say --tiny")
     case = CASES[name][1](tiny)
     rows, k = max(1, case.rows >> half), case.steps
     step = um.guard(um.update(um.grad_of(case.objective), case.tx), "halt")
@@ -258,7 +264,6 @@ def measured(name: str, tiny: bool, half: int, seconds: float) -> dict[str, Any]
     one = spent(3) / 3
     calls = min(2000, max(3, round(seconds / one)))
     took = spent(calls) / (calls * k)
-    device = jax.devices()[0]
     flops, peak = 2 * case.macs * case.passes * rows / took, peak_of(device.device_kind)
     memory = (device.memory_stats() or {}).get("peak_bytes_in_use")
     loss = window.compute(sums)["objective"]

@@ -100,6 +100,11 @@ def test_a_case_that_fails_is_a_line_and_the_others_go_on(tmp_path: Path, monkey
     assert gpu.line("vae", told).count("|") == gpu.HEAD.count("|")
 
 
+def test_whole_shapes_are_not_for_a_cpu() -> None:
+    with pytest.raises(RuntimeError, match="no accelerator"):
+        gpu.measured("gpt", False, 0, 1.0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "parameters"), [("resnet50", 25_557_032), ("vit", 22_049_896), ("gpt", 124_526_208)])
 def test_the_whole_shapes_fit_together(name: str, parameters: int) -> None:
