@@ -98,7 +98,7 @@ def loops(rounds: int, only: Sequence[str] = ()) -> list[tuple[str, str, str, st
     for name in only or LOOPS:
         title = LOOPS[name][0]
         code = f"from benchmarks.__main__ import _loop; _loop({name!r})"
-        told = [_child(code) for _ in range(rounds)]
+        told = [child(code) for _ in range(rounds)]
         ours = np.array([t.pop("umbrella") for t in told])
         for rival in told[0]:
             other = np.array([t[rival] for t in told])
@@ -114,7 +114,7 @@ def loops(rounds: int, only: Sequence[str] = ()) -> list[tuple[str, str, str, st
     return rows
 
 
-def _child(code: str) -> dict[str, Any]:
+def child(code: str) -> dict[str, Any]:
     """What a Python process prints last, read as JSON."""
     told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     found: dict[str, Any] = json.loads(told.stdout.splitlines()[-1])
@@ -140,7 +140,7 @@ def _loop(name: str, turns: int = 5) -> None:
 def flat() -> list[tuple[str, str, str, str]]:
     """Compilations and resident memory over 10,000 steps with evaluations and checkpoints, in a process of its own."""
     code = "from benchmarks.__main__ import _flat; _flat()"
-    found = _child(code)
+    found = child(code)
     return [
         (
             "10,000 steps of `configs/mlp.py` with 10 evaluations and 10 checkpoints, after the first 2,000",
@@ -178,7 +178,7 @@ def _flat() -> None:
 
 def saves() -> list[tuple[str, str, str, str]]:
     """What a checkpoint costs: the loop that saves it, the thread that hashes it, the run that verifies it."""
-    found = _child("from benchmarks.__main__ import _saves; _saves()")
+    found = child("from benchmarks.__main__ import _saves; _saves()")
     return [
         ("save of 100 MB: the loop waits", f"{found['stall_ms']:.0f} ms", "target 50 ms", ""),
         ("save of 100 MB: until it has its manifest, beside the loop", f"{found['background_ms']:.0f} ms", "", ""),

@@ -3,20 +3,45 @@
 import contextlib
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from benchmarks import rivals
 from umbrella import models, runs
-from umbrella.loop import Cadence, Feed, Hooks, fit
+from umbrella.loop import Cadence, Feed, Hooks, Outcome, fit
 from umbrella.settings import SettingsError
+
+Watch = Callable[[int, int, Any], None]  # as `watch` of umbrella.loop.fit
+
+
+class More(Protocol):
+    """Trains `steps` steps more, on `slots`."""
+
+    def __call__(self, slots: Iterator[Any], steps: int, watch: Watch | None = None) -> Outcome: ...
 
 
 def umbrella_loop(config: dict[str, Any], stack: contextlib.ExitStack) -> tuple[rivals.Segment, runs.Session]:
     """The loop as a run has it: averages, guard, metrics to the writers, logs and checkpoints at their cadence."""
+    more, session = trained(config, stack)
+    made = 0
+
+    def segment(steps: int) -> float:
+        nonlocal made
+        slots = session.experiment.train_data.stream(session.seeds, made, made + steps)
+        began = time.perf_counter()
+        more(slots, steps)
+        made += steps
+        return (time.perf_counter() - began) / steps
+
+    return segment, session
+
+
+def trained(config: dict[str, Any], stack: contextlib.ExitStack) -> tuple[More, runs.Session]:
+    """(what trains so many steps more, on the slots it is given, until the device is done; the session)."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="umbrella-bench-"))
     session = stack.enter_context(runs.Session(config, folder, name="benchmark", quiet=True))
     ex = session.experiment
@@ -29,10 +54,8 @@ def umbrella_loop(config: dict[str, Any], stack: contextlib.ExitStack) -> tuple[
     programs, window = session.compile(ts, resident, cadence)
     held: dict[str, Any] = {"ts": ts, "step": 0}
 
-    def segment(steps: int) -> float:
+    def more(slots: Iterator[Any], steps: int, watch: Watch | None = None) -> Outcome:
         start = held["step"]
-        slots = ex.train_data.stream(session.seeds, start, start + steps)
-        began = time.perf_counter()
         outcome = fit(
             held["ts"],
             programs,
@@ -44,15 +67,16 @@ def umbrella_loop(config: dict[str, Any], stack: contextlib.ExitStack) -> tuple[
             total=start + steps,
             cadence=cadence,
             hooks=hooks,
-            put=None if session.place.alone else session.place.slot,
+            put=None if session.place.alone else session.put_slot,
             spread=session.place.sums,
             halting=True,
+            watch=watch,
         )
         jax.block_until_ready(outcome.ts)
         held.update(ts=outcome.ts, step=start + steps)
-        return (time.perf_counter() - began) / steps
+        return outcome
 
-    return segment, session
+    return more, session
 
 
 def common(name: str, **more: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ python -m benchmarks.utilisation --layers 2 --width 64 --length 32 --batch 2 --w
 """
 
 import argparse
+import re
 import time
 
 import jax
@@ -14,7 +15,15 @@ import optax
 
 import umbrella as um
 
-PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12}  # dense bf16 FLOPs a second, by the makers
+PEAK = {  # dense bf16 FLOPs a second with sums in f32, by the maker; a name before those it contains
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+}
 
 
 def main() -> int:
@@ -27,10 +36,19 @@ def main() -> int:
     seconds, params = step_of(args)
     tokens = args.batch * args.length / seconds
     kind = jax.devices()[0].device_kind
-    peak = next((v for k, v in PEAK.items() if k in kind), None)
+    peak = peak_of(kind)
     used = "" if peak is None else f", {flops_of_token(args, params) * tokens / peak:.1%} of {peak / 1e12:.0f} TFLOPs"
     print(f"{kind}: {params / 1e6:.1f} million parameters, {1e3 * seconds:.1f} ms a step, {tokens:,.0f} tokens/s{used}")
     return 0
+
+
+def peak_of(kind: str) -> float | None:
+    """Of a device by its name, if it is known.
+
+    >>> peak_of("NVIDIA H200"), peak_of("NVIDIA H100 80GB HBM3"), peak_of("NVIDIA L40S")
+    (989000000000000.0, 989000000000000.0, None)
+    """
+    return next((v for k, v in PEAK.items() if re.search(rf"\b{k}\b", kind)), None)
 
 
 def flops_of_token(args: argparse.Namespace, params: int) -> float:

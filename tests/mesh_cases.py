@@ -196,6 +196,23 @@ def one_program_by_pmap(folder: Path) -> None:
         np.testing.assert_allclose(*[[r["loss"] for r in each] for each in rows], rtol=1e-5)
 
 
+def several_steps_a_call(folder: Path) -> None:
+    """Calls of three steps are those of one: rows, parts of parameters, seeds of their own data; and a checkpoint in
+    between, after which calls go on where they would have been cut anyway."""
+    more = {"train_for": "8 steps", "checkpoint_every": "4 steps", "log_every": "2 steps"}
+    for i, how in enumerate(
+        ({}, {"mesh": {"fsdp": 4}}, {"seeds": 4, "mesh": {"seed": 4, "data": 2}}, {"seeds": 2, "order": "shared"})
+    ):
+        config = images(**more, **how)
+        one, three = (trained({**config, "steps_per_call": k}, folder / f"{i}-{k}") for k in (1, 3))
+        assert far(one, three) < 1e-6, (how, far(one, three))
+        assert [r["step"] for r in one.history] == [r["step"] for r in three.history]
+        with runs.Session({**config, "steps_per_call": 3}, folder / f"{i}-stopped", quiet=True) as session:
+            session.train(until=4)
+        again = trained({**config, "steps_per_call": 3}, folder / f"{i}-stopped")
+        assert checkpoint.digests(again.ts) == checkpoint.digests(three.ts), how
+
+
 def fixed_sums_are_equal_on_any_devices(folder: Path) -> None:
     """To the bit: parameters, averages and moments after six steps on 1, 2, 4 and 8 devices, dropout and mixup
     included; and a run that changes its number of devices in between. What they are is what fast sums are, to
@@ -233,6 +250,7 @@ CASES: dict[str, Callable[[Path], None]] = {
         a_rule_cuts_moments_and_averages_alike,
         convolutions_of_several_seeds_on_a_mesh,
         one_program_by_pmap,
+        several_steps_a_call,
         fixed_sums_are_equal_on_any_devices,
     )
 }

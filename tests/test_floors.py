@@ -10,7 +10,10 @@ import pytest
 from tests.conftest import ROOT
 
 FLOORS = {
-    0: "_report choices decoding distributed forecasts lock losses manifest metrics naive ngrams scores settings unroll",
+    0: (
+        "_report choices decoding distributed forecasts lock losses manifest metrics naive ngrams scores settings "
+        "unroll"
+    ),
     1: "models",
     2: "attacks bounds objective transforms",
     3: "gradients optim phases step train_state",

@@ -97,6 +97,7 @@ MODELS: dict[str, nn.Module] = {
     "resnet20": ResNet(out=7, depth=20),
     "resnet18, small stem": ResNet(out=7, depth=18, stem="small", norm="group"),
     "resnet50": ResNet(out=7, depth=50, stochastic_depth=0.2, zero=True),
+    "resnet50, bf16": ResNet(out=7, depth=50, stochastic_depth=0.2, zero=True, precision="bf16"),
 }
 
 

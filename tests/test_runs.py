@@ -13,6 +13,7 @@ from tests.faults import kit
 from tests.faults.kit import lines
 from tests.helpers import bits, gap
 from umbrella import cli
+from umbrella.data import workers
 from umbrella.loop import Diverged
 
 SUMMARY = {
@@ -213,9 +214,18 @@ def test_the_other_modes(mode: str, tmp_path: Path, capsys: pytest.CaptureFixtur
         np.testing.assert_allclose(made["probabilities"].sum(-1), 1, atol=1e-5)
 
 
-def test_a_streamed_set_trains_the_same(finished: um.Result, tmp_path: Path) -> None:
-    """A folder of images, in memory and read by worker processes: the same batches, so the same parameters."""
+def test_a_streamed_set_trains_the_same(finished: um.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of images, in memory and read by worker processes: the same batches, so the same parameters. Workers
+    take seconds to start: they do so once, for the training alone."""
     from PIL import Image
+
+    started, in_order = [], workers.in_order
+
+    def watched(make: Any, start: int, stop: int, many: int) -> Any:
+        started.append((start, stop))
+        return in_order(make, start, stop, many)
+
+    monkeypatch.setattr(workers, "in_order", watched)
 
     digits = um.data.load(name="digits")
     rows = digits.train.__getitems__(np.arange(200))
@@ -228,3 +238,4 @@ def test_a_streamed_set_trains_the_same(finished: um.Result, tmp_path: Path) -> 
     ram = um.run(config(**short, data=where), workdir=tmp_path / "a", quiet=True)
     lazy = um.run(config(**short, data=where | dict(in_memory=False)), workdir=tmp_path / "b", quiet=True)
     assert gap(ram.ts.params, lazy.ts.params) < 1e-6
+    assert started == [(0, 6)]

@@ -82,7 +82,7 @@ def fit(
     total: int,
     cadence: Cadence,
     hooks: Hooks,
-    put: Callable[[PyTree], PyTree] | None = None,
+    put: Callable[[PyTree, int], PyTree] | None = None,
     spread: Callable[[PyTree], PyTree] = jax.device_put,
     halting: bool = False,
     in_step: bool = False,
@@ -95,8 +95,8 @@ def fit(
       programs: steps per call -> from `compile_step`; 1 must be there, and one more may be. Calls of k steps begin at
         multiples of k, so the way in which a run is cut into calls depends on nothing but the step.
       feed: the slots from `start` on.
-      put: host slot -> device slot. None hands the host's arrays to the compiled program: on one device that is the
-        same, and takes 1 us where `device_put` takes 20.
+      put: (host slot, steps it is for) -> device slot. None hands the host's arrays to the compiled program: on one
+        device that is the same, and takes 1 us where `device_put` takes 20.
       spread: what all devices hold: host -> devices.
       in_step: waits for every call before the next. Several devices of one CPU need it: their collectives share its
         threads, and of two calls in flight each can hold what the other waits for.
@@ -139,7 +139,7 @@ def fit(
                     if watch is not None:
                         watch(step, steps, sums)
                     clock = time.perf_counter()
-                    slot = feed(steps) if put is None else put(feed(steps))
+                    slot = feed(steps) if put is None else put(feed(steps), steps)
                     spent["data_wait"] += time.perf_counter() - clock
                     ts, sums = programs[steps](ts, sums, frozen, resident, slot)
                     if in_step:

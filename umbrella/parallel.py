@@ -258,7 +258,6 @@ class Placement:
     Args:
       on: a mesh of `mesh`.
       lanes: as in `umbrella.step.program`. State and carry have an axis of lanes unless None, a slot only under "own".
-      steps: how many steps a slot is for; they are its axis after that of the lanes when there are several.
       rules: see `cut`.
       compiler: programs are compiled by this one; but for jit over rows alone.
     """
@@ -268,7 +267,6 @@ class Placement:
         on: Mesh,
         *,
         lanes: Literal["own", "shared"] | None = None,
-        steps: int = 1,
         rules: Rules = TENSOR,
         compiler: Compiler = "jit",
     ):
@@ -280,9 +278,10 @@ class Placement:
         self.rules = rules
         dealt = "seed" if self.apart else None
         self._lead: Cuts = (dealt,) if lanes else ()
-        slot = (*((dealt,) if lanes == "own" else ()), *((None,) if steps > 1 else ()), ROWS)
-        self._slot, self._carry, self._rows, self._state, self._all = (
-            NamedSharding(on, PartitionSpec(*spec)) for spec in (slot, (*self._lead, ROWS), (ROWS,), self._lead, ())
+        own: Cuts = (dealt,) if lanes == "own" else ()
+        self._slot, self._slots, self._carry, self._rows, self._state, self._all = (
+            NamedSharding(on, PartitionSpec(*spec))
+            for spec in ((*own, ROWS), (*own, None, ROWS), (*self._lead, ROWS), (ROWS,), self._lead, ())
         )
         self._device = on.devices.flat[0]
 
@@ -321,20 +320,25 @@ class Placement:
         found = [index[0].indices(rows) for index in here if index is not None]
         return Share(min(start for start, _, _ in found), max(stop for _, stop, _ in found), rows)
 
-    def slot(self, slot: PyTree, share: Share | None = None) -> PyTree:
-        """A slot there, of which this process has all rows, or those of `share` alone."""
+    def slot(self, slot: PyTree, share: Share | None = None, *, steps: int = 1) -> PyTree:
+        """A slot there, of which this process has all rows, or those of `share` alone. Of several steps it has an axis
+        of them, after that of the lanes."""
         if self.compiler == "pmap":  # it takes a device's rows by an axis of devices
             by_device = jax.tree.map(lambda x: x.reshape(self.mesh.size, -1, *x.shape[1:]), slot)
             return jax.device_put(by_device, NamedSharding(self.mesh, PartitionSpec("data")))
-        return _put(slot, self._device if self.alone else self._slot, share, len(self._slot.spec) - 1)
+        where = self._slot if steps == 1 else self._slots
+        return _put(slot, self._device if self.alone else where, share, len(where.spec) - 1)
 
     def rows(self, batch: PyTree, share: Share | None = None) -> PyTree:
         """A batch of rows, which the devices must divide: the `put=` of `umbrella.evaluation.evaluate`. `share` as in
         `slot`."""
         return _put(batch, self._device if self.alone else self._rows, share)
 
-    def jit(self, ts: TrainState, *, sums: bool = False) -> Callable[..., Any]:
-        """The `jit=` of `umbrella.step.train_step` for a state like ts; of `umbrella.loop.compile_step` with sums."""
+    def jit(self, ts: TrainState, *, sums: bool = False, steps: int = 1) -> Callable[..., Any]:
+        """The `jit=` of `umbrella.step.train_step` for a state like ts; of `umbrella.loop.compile_step` with sums.
+
+        Only jit makes calls of several steps.
+        """
         if self.alone:
             return jax.jit
         if self.compiler == "shard_map":
@@ -351,8 +355,9 @@ class Placement:
             )
         state = self.state_shardings(ts)
         carried = (state, self._state) if sums else (state,)
+        slot = self._slot if steps == 1 else self._slots
         return lambda fn, **kw: jax.jit(
-            fn, in_shardings=(*carried, self._all, self._all, self._slot), out_shardings=(state, self._state), **kw
+            fn, in_shardings=(*carried, self._all, self._all, slot), out_shardings=(state, self._state), **kw
         )
 
     def create(self, make: Callable[[PyTree], TrainState], resident: PyTree) -> TrainState:

@@ -23,6 +23,7 @@ from umbrella._report.text import direction
 from umbrella.blame import first_bad_leaf
 from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, read_meta, restore_params, saved_paths
 from umbrella.data import batches, overlap
+from umbrella.data.streams import stacked
 from umbrella.data.texts import read_text
 from umbrella.evaluation import evaluate
 from umbrella.experiment import Experiment
@@ -269,7 +270,7 @@ class Session:
                 total=total,
                 cadence=cadence,
                 hooks=hooks,
-                put=None if self.place.alone else self._put,
+                put=None if self.place.alone else self.put_slot,
                 spread=self.place.sums,
                 halting=halting,
                 in_step=not self.place.alone and jax.default_backend() == "cpu",
@@ -277,8 +278,9 @@ class Session:
                 ask=distributed.Poll() if distributed.several() else None,
             )
 
-    def _put(self, slot: Any) -> Any:
-        return self.place.slot(slot, self._share if self._data.share is not None else None)
+    def put_slot(self, slot: Any, steps: int) -> Any:
+        """A slot of the stream to the devices: the `put=` of `umbrella.loop.fit`."""
+        return self.place.slot(slot, self._share if self._data.share is not None else None, steps=steps)
 
     def _blame(self, ts: TrainState, resident: Any, step: int) -> str | None:
         """What was not finite first, looked for on one device."""
@@ -298,7 +300,7 @@ class Session:
             sums, texts = self.place.sums(window.zeros()), []
             for steps in sorted(self._trace.calls):
                 with contextlib.closing(self._slots(0, steps)) as slots:
-                    slot = self._put(Feed(slots, lanes=self.mode_of_lanes == "own")(steps))
+                    slot = self.put_slot(Feed(slots, lanes=self.mode_of_lanes == "own")(steps), steps)
                 lowered = programs[steps].lower(ts, sums, self.frozen, resident, slot)
                 texts.append(lowered.compile().as_text())
             if not distributed.is_first():
@@ -437,26 +439,24 @@ class Session:
     def compile(self, ts: TrainState, resident: Any, cadence: Cadence) -> tuple[dict[int, Compiled], Window]:
         """The program of one step, and the one of several steps when a step is small; compiled when first called."""
         ex = self.experiment
-        with contextlib.closing(self._slots(0, 1)) as slots:
-            slot = next(slots)
+        slot = self._slot(0)
         make = partial(program, ex.step, fetch=ex.train_data.fetch, lanes=self.mode_of_lanes)
         mapped = self.place.compiler != "jit"
         told = self.place.jit(ts)(make()) if mapped else make()
-        on = self._put(slot) if mapped or distributed.several() else slot
+        on = self.place.slot(slot) if mapped or distributed.several() else slot
         window = Window.of(jax.eval_shape(told, ts, self.frozen, resident, on)[1], self.lanes)
         if self.lanes:
             side = self._side(make, ts, resident, slot) if ex.run.lanes == "auto" else ex.run.lanes
             make = partial(make, side=side, apart=self.mesh if self.place.apart else None)
-        jit = self.place.jit(ts, sums=True)
-        one = compile_step(make(), window, jit=jit)
+        one = compile_step(make(), window, jit=self.place.jit(ts, sums=True))
         k = ex.run.steps_per_call
         if k is None:
-            lowered = one.lower(ts, self.place.sums(window.zeros()), self.frozen, resident, self._put(slot))
+            lowered = one.lower(ts, self.place.sums(window.zeros()), self.frozen, resident, self.place.slot(slot))
             flops = (lowered.cost_analysis() or {}).get("flops", math.inf) / len(self.seeds)
             k = steps_per_call(flops, cadence, ex.durations.total, backend=jax.default_backend())
-        if k == 1 or not self.place.alone:
+        if k == 1 or mapped:
             return {1: one}, window
-        return {1: one, k: compile_step(make(steps=k), window, jit=jit)}, window
+        return {1: one, k: compile_step(make(steps=k), window, jit=self.place.jit(ts, sums=True, steps=k))}, window
 
     def lowered(self) -> tuple[TrainState, Any]:
         """(the shapes of the state, with where its arrays lie; the program of a step, not yet compiled). No array is
@@ -466,8 +466,7 @@ class Session:
         ts = self.place.template(jax.eval_shape(self._create, resident))
         cadence = Cadence(d.steps(ex.run.log_every), d.steps(ex.run.eval_every), d.steps(ex.run.checkpoint_every))
         programs, window = self.compile(ts, resident, cadence)
-        with contextlib.closing(self._slots(0, 1)) as slots:
-            slot = self._put(next(slots))
+        slot = self.place.slot(self._slot(0))
         return ts, programs[1].lower(ts, self.place.sums(window.zeros()), self.frozen, resident, slot)
 
     def _side(self, make: Callable[..., Any], ts: TrainState, resident: Any, slot: Any) -> Side:
@@ -507,8 +506,16 @@ class Session:
             )
 
     def _slots(self, start: int, total: int) -> Any:
-        shared = self.mode_of_lanes == "shared"
-        return self._data.stream(self.seeds[:1] if shared else self.seeds, start, total)
+        return self._data.stream(self._seen, start, total)
+
+    def _slot(self, step: int) -> Any:
+        """One slot, whole, made in this process: workers take seconds to start."""
+        return stacked(self._data.slot, self._seen, step)
+
+    @property
+    def _seen(self) -> tuple[int, ...]:
+        """The seeds whose orders of the data are read."""
+        return self.seeds[:1] if self.mode_of_lanes == "shared" else self.seeds
 
     # ------------------------------------------------------------------------------------------------------------ hooks
     def open_writers(self, start: int, total: int) -> None:

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from umbrella.data import batches, load, streaming
+from umbrella.data import batches, corpus, load, streaming
 from umbrella.data.__main__ import main
 from umbrella.settings import SettingsError
 
@@ -101,6 +101,14 @@ def test_tfrecord_equals_array_record():
         for k in a:
             np.testing.assert_array_equal(a[k], b[k])
     assert other.source == "TFDS mnist 3.0.1 (tfrecord)" and other.info == one.info
+
+
+@needs_sets
+def test_running_text_of_a_set_without_labels():
+    """Tiny shakespeare has one column, "text"; its splits are one text each, 90, 5 and 5 %."""
+    data = corpus.load(name="tiny_shakespeare", path=str(PREPARED), cache=False)
+    assert [len(s) for s in data[3:6]] == [1003854, 55770, 55770]
+    assert corpus.text_of(data.train.column("x")[:14]) == "First Citizen:"
 
 
 @needs_sets

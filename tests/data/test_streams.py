@@ -121,10 +121,20 @@ def test_what_a_worker_raises_arrives(tmp_path):
 
 
 def test_too_little_shared_memory_is_one_line(monkeypatch):
-    monkeypatch.setattr(workers, "_free", lambda path: 0)
+    monkeypatch.setattr(workers, "_free", lambda: 0)
     big = Arrays({"x": np.zeros((4, 2**20), np.uint8)})
     with pytest.raises(SettingsError, match="use workers=0"):
         next(streaming(big, 4, workers=1).stream((0,), 0, 2))
+
+
+def test_workers_keep_ready_what_there_is_room_for():
+    """All of 32 small ones; of 1 MB in 12 MB, with 2 workers, 2 (2 b + 1) + 1 of them: b = 2, and in 8 MB 1."""
+    assert workers._buffered(1, 1, 1e9) == 16
+    assert workers._buffered(1, 4, 1e9) == 4
+    assert workers._buffered(2**20, 2, 12 * 2**20) == 2
+    assert workers._buffered(2**20, 2, 8 * 2**20) == 1
+    with pytest.raises(SettingsError, match="2 data workers need 7 MB of shared memory and /dev/shm has 6 MB"):
+        workers._buffered(2**20, 2, 6 * 2**20)
 
 
 def test_workers_start_from_a_script_without_a_main_guard_and_leave_when_it_ends(tmp_path):

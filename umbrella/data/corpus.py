@@ -7,7 +7,7 @@ import numpy as np
 from umbrella.data import prepared, texts
 from umbrella.data.files import fingerprint
 from umbrella.data.reading import Text
-from umbrella.data.sources import Arrays, Dataset, info
+from umbrella.data.sources import Arrays, Dataset, Source, info
 from umbrella.settings import Fraction, SettingsError
 
 LEAST = 1000  # characters: with less there is nothing to learn and nothing to hold out
@@ -48,10 +48,19 @@ def load(
     read = prepared.read(name, path, size=None, in_memory=True, cache=cache)
     if read.info["kind"] != "text":
         raise SettingsError(f"config.data.name: {name!r} holds no texts, which a language model needs")
-    parts = {k: "\n".join(v.decode("utf-8", "replace") for v in s.column("x")) for k, s in read.splits.items()}
+    parts = {k: "\n".join(v.decode("utf-8", "replace") for v in _texts(name, s)) for k, s in read.splits.items()}
     if set(parts) >= {"train", "validation", "test"}:
         return _dataset(name, read.source, read.fingerprint, parts["train"], parts["validation"], parts["test"])
     return _cut(name, read.source, read.fingerprint, "\n".join(parts.values()), validation, test)
+
+
+def _texts(name: str, source: Source) -> np.ndarray:
+    """S[N]: the column "x", or the only one of texts in a set without labels."""
+    row = source.__getitems__(np.arange(1))
+    texts = ["x"] if "x" in row else [k for k, v in row.items() if v.dtype.kind == "S"]
+    if len(texts) != 1:
+        raise SettingsError(f"config.data.name: which texts of {name!r} are meant is not clear: {', '.join(texts)}")
+    return source.column(texts[0])
 
 
 def text_of(codes: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import math
 import os
 import shutil
 import sys
@@ -14,7 +15,11 @@ import numpy as np
 from umbrella.settings import SettingsError
 
 Slot = dict[str, np.ndarray]
-AHEAD = 2  # results that each worker keeps ready
+# Results that the workers keep ready, all together: as many calls as JAX lets run ahead of a CPU. When the loop has
+# waited for the device, after an evaluation say, it asks for that many at once, and has them.
+AHEAD = 32
+SHARED = "/dev/shm"
+ROOM = 2**26  # bytes that they may take, if that leaves two in each buffer
 
 
 def in_order(make: Callable[[int], Slot], start: int, stop: int, workers: int) -> Generator[Slot, None, None]:
@@ -51,10 +56,10 @@ def _results(make: Callable[[int], Slot], start: int, stop: int, workers: int) -
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     workers = min(workers, stop - start)
-    _check_room(make(start), workers)
+    buffered = _buffered(sum(v.nbytes for v in make(start).values()), workers, _free())
     steps = grain.MapDataset.range(start, stop).map(make)
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
-    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=AHEAD)
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=buffered)
     elements = iter(steps.to_iter_dataset(ahead).mp_prefetch(options))
     try:
         for i in range(stop - start):
@@ -68,20 +73,37 @@ def _results(make: Callable[[int], Slot], start: int, stop: int, workers: int) -
         elements.close()
 
 
-def _check_room(result: Slot, workers: int) -> None:
-    """A full /dev/shm kills a worker with a bus error; containers often have 64 MB of it."""
-    shm = "/dev/shm"
-    if os.path.isdir(shm):
-        need, free = sum(v.nbytes for v in result.values()) * workers * (AHEAD + 2), _free(shm)
-        if need > free:
-            raise SettingsError(
-                f"{workers} data workers need {need >> 20} MB of shared memory and {shm} has {free >> 20} MB: "
-                "use workers=0, a smaller batch, or more of it (docker: --shm-size)"
-            )
+def _buffered(nbytes: int, workers: int, free: float) -> int:
+    """How many results each of a worker's two buffers holds, one on Grain's side of the process and one on ours.
+
+    Args:
+      nbytes: of a result.
+      free: bytes of shared memory.
+
+    >>> _buffered(100_000, 2, 1e9), _buffered(3_000_000, 2, 1e9), _buffered(40_000_000, 2, 1e9)
+    (8, 5, 2)
+
+    Raises:
+      SettingsError: there is no room for one. A full /dev/shm kills a worker with a bus error; containers often have 64
+        MB of it.
+    """
+
+    def need(buffered: int) -> int:  # each worker has one more in its hands, and the loop has one
+        return nbytes * (workers * (2 * buffered + 1) + 1)
+
+    buffered = max(2, min(AHEAD // (2 * workers), ROOM // (2 * workers * max(1, nbytes))))
+    while buffered > 1 and need(buffered) > free:
+        buffered -= 1
+    if need(buffered) > free:
+        raise SettingsError(
+            f"{workers} data workers need {need(buffered) >> 20} MB of shared memory and {SHARED} has "
+            f"{int(free) >> 20} MB: use workers=0, a smaller batch, or more of it (docker: --shm-size)"
+        )
+    return buffered
 
 
-def _free(path: str) -> int:
-    return shutil.disk_usage(path).free
+def _free() -> float:
+    return shutil.disk_usage(SHARED).free if os.path.isdir(SHARED) else math.inf
 
 
 @contextlib.contextmanager

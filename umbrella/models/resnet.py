@@ -1,12 +1,13 @@
 """Residual networks (He et al. 2016). Floor 1."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from umbrella.models.layers import ACTIVATIONS, Activation, Conv, DropPath, Norm, has_bias, normalise
+from umbrella.models.transformer import DTYPES, Precision
 from umbrella.settings import Count, Fraction
 
 # depth -> (bottleneck, blocks of each stage): table 1, and section 4.2, where 6 n + 2 layers are three stages of n
@@ -40,6 +41,8 @@ class ResNet(nn.Module):
         2016).
       zero: the last norm of every branch starts at 0, so every block starts as its shortcut (Goyal et al. 2017).
       residual: False leaves the shortcuts out: the plain network that the paper compares with.
+      precision: what convolutions compute in and blocks hand on; parameters, norms and what they average, the mean over
+        positions and the output are f32.
 
     Raises:
       ValueError: zero or stochastic_depth where there is no branch for them, zero where there is no norm.
@@ -53,6 +56,7 @@ class ResNet(nn.Module):
     stochastic_depth: Fraction = 0.0
     zero: bool = False
     residual: bool = True
+    precision: Precision = "f32"
 
     def __post_init__(self) -> None:
         if not self.residual and (self.zero or self.stochastic_depth):
@@ -66,8 +70,9 @@ class ResNet(nn.Module):
         bottleneck, stages = DEPTHS[self.depth]
         width = 64 if len(stages) == 4 else 16
         large = self.stem == "large" or (self.stem == "auto" and len(stages) == 4)
-        x = _conv(width, 7 if large else 3, 2 if large else 1, self.norm, name="stem")(x)
-        x = ACTIVATIONS[self.activation](normalise(x, self.norm, train=train, name="stem_norm"))
+        dtype = DTYPES[self.precision]
+        x = _conv(width, 7 if large else 3, 2 if large else 1, self.norm, dtype, name="stem")(x)
+        x = ACTIVATIONS[self.activation](_normed(x, self.norm, train=train, name="stem_norm"))
         if large:
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         made, total = 0, sum(stages)
@@ -84,13 +89,14 @@ class ResNet(nn.Module):
                     drop=self.stochastic_depth * made / total,
                     zero=self.zero,
                     residual=self.residual,
+                    dtype=dtype,
                     name=f"block_{i}_{j}",
                 )(x, train=train)
-        return nn.Dense(self.out, name="head")(x.mean((1, 2)))
+        return nn.Dense(self.out, name="head")(x.astype(jnp.float32).mean((1, 2)))
 
 
 class Block(nn.Module):
-    """f32[B, H, W, C] -> f32[B, H / stride, W / stride, width, four times that in a bottleneck]."""
+    """[B, H, W, C] -> [B, H / stride, W / stride, width, four times that in a bottleneck], in `dtype`."""
 
     width: int
     stride: int
@@ -101,6 +107,7 @@ class Block(nn.Module):
     drop: float
     zero: bool
     residual: bool
+    dtype: Any
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -113,22 +120,27 @@ class Block(nn.Module):
         y = x
         for i, (width, size, stride) in enumerate(layers):
             last = i == len(layers) - 1
-            y = _conv(width, size, stride, self.norm, name=f"conv_{i}")(y)
-            y = normalise(y, self.norm, train=train, name=f"norm_{i}", zero=self.zero and last)
+            y = _conv(width, size, stride, self.norm, self.dtype, name=f"conv_{i}")(y)
+            y = _normed(y, self.norm, train=train, name=f"norm_{i}", zero=self.zero and last)
             y = y if last else act(y)
         if not self.residual:
             return act(y)
         if x.shape != y.shape:
             if self.project:
-                x = _conv(out, 1, self.stride, self.norm, name="project")(x)
-                x = normalise(x, self.norm, train=train, name="project_norm")
+                x = _conv(out, 1, self.stride, self.norm, self.dtype, name="project")(x)
+                x = _normed(x, self.norm, train=train, name="project_norm")
             else:
                 x = x[:, :: self.stride, :: self.stride]
                 x = jnp.pad(x, ((0, 0),) * 3 + ((0, out - x.shape[-1]),))
         return act(x + DropPath(self.drop)(y, train=train))
 
 
-def _conv(width: int, size: int, stride: int, norm: Norm, *, name: str) -> Conv:
+def _normed(x: jax.Array, norm: Norm, **how: Any) -> jax.Array:
+    """In f32, whatever x is in: sixteen bits are too few for sums over a batch, and for averages of such sums."""
+    return normalise(x.astype(jnp.float32), norm, **how).astype(x.dtype)
+
+
+def _conv(width: int, size: int, stride: int, norm: Norm, dtype: Any, *, name: str) -> Conv:
     """With He's initialiser by fan-out, as the paper's own code; padding that does not depend on the stride."""
     pad = (size // 2, size // 2)
     return Conv(
@@ -138,5 +150,6 @@ def _conv(width: int, size: int, stride: int, norm: Norm, *, name: str) -> Conv:
         padding=(pad, pad),
         use_bias=has_bias(norm),
         kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        dtype=dtype,
         name=name,
     )
