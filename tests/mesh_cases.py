@@ -101,6 +101,17 @@ def one_program_on_any_mesh_of_text(folder: Path) -> None:
         assert kernel.sharding.shard_shape(kernel.shape) == (32 // mesh.get("fsdp", 1), 128 // mesh["model"])
 
 
+def blocks_in_a_loop_on_any_mesh(folder: Path) -> None:
+    """They train as ever, are cut within a block and never along the loop, and text is written by what they learnt."""
+    net = {"name": "gpt", "width": 32, "layers": 2, "heads": 4, "positions": "rotary", "scan": True}
+    plain = on_one_device(text(folder, model=net), folder / "plain")
+    cut = trained(text(folder, model=net, mesh={"data": 2, "fsdp": 2, "model": 2}), folder / "cut")
+    assert far(plain, cut) < 2e-5, far(plain, cut)
+    kernel = cut.ts.params["model"]["transformer"]["blocks"]["block"]["in"]["kernel"]  # 2 x 32 x 128
+    assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 64)
+    assert any("text" in p.name or "sample" in p.name for p in (folder / "cut" / "artifacts").iterdir())
+
+
 def a_part_of_the_state_on_each_device(folder: Path) -> None:
     """Of ZeRO-3 each of eight has an eighth of all large arrays, and all of the small ones: biases, norms, counters.
     The hidden layer, 64 x 128, and the head, 128 x 10, which is below the size at which arrays are cut."""
@@ -243,6 +254,7 @@ CASES: dict[str, Callable[[Path], None]] = {
     for f in (
         one_program_on_any_mesh_of_images,
         one_program_on_any_mesh_of_text,
+        blocks_in_a_loop_on_any_mesh,
         a_part_of_the_state_on_each_device,
         seeds_and_parts_together,
         a_checkpoint_of_any_mesh_goes_on_on_any_other,

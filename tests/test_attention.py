@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from umbrella.models.attention import Additive, Dot, MultiHead, attend, rotate, sinusoids
-from umbrella.models.transformer import Transformer
+from umbrella.models.transformer import Transformer, stacked, unstacked
 from umbrella.settings import SettingsError
 
 KEY = jax.random.key(0)
@@ -139,6 +139,51 @@ def test_remat_and_bf16_are_the_same_function() -> None:
     low = Transformer(**make, precision="bf16").apply(params, x, train=False)
     assert low.dtype == jnp.float32
     np.testing.assert_allclose(low, plain.apply(params, x, train=False), atol=0.05)
+
+
+@pytest.mark.parametrize("remat", [False, True, "dots_no_batch"])
+def test_blocks_in_a_loop_are_the_blocks_one_after_the_other(remat: Any) -> None:
+    """Outputs and gradients, with a mask and a memory; there is one program of a block whatever their number."""
+    make = {"width": 16, "heads": 2, "length": 6, "causal": True, "cross": True, "remat": remat}
+    x, memory = jax.random.normal(KEY, (2, 6, 16)), jax.random.normal(KEY, (2, 5, 16))
+    there = jnp.array([[1.0, 1, 1, 1, 1, 0]] * 2)
+    plain, loop = (Transformer(layers=3, scan=scan, **make) for scan in (False, True))
+    params = plain.init(KEY, x, memory=memory, train=False)["params"]
+    joined = stacked(params, 3)
+    made = jax.eval_shape(lambda: loop.init(KEY, x, memory=memory, train=False)["params"])
+    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, joined)
+    jax.tree.map(np.testing.assert_array_equal, unstacked(joined, 3), params)
+
+    def loss(net: Transformer, params: Any) -> Any:
+        out = net.apply({"params": params}, x, there=there, memory=memory, train=False)
+        return jnp.square(out).sum(), out
+
+    (_, want), g = jax.value_and_grad(partial(loss, plain), has_aux=True)(params)
+    (_, got), scanned = jax.value_and_grad(partial(loss, loop), has_aux=True)(joined)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), scanned, stacked(g, 3))
+    equations = {}
+    for layers in (2, 6):
+        for scan in (False, True):
+            net = Transformer(layers=layers, scan=scan, **make)
+            about = jax.eval_shape(lambda net=net: net.init(KEY, x, memory=memory, train=False))
+            equations[layers, scan] = len(
+                str(jax.make_jaxpr(lambda p, net=net: net.apply(p, x, memory=memory, train=False))(about))
+            )
+    assert equations[6, True] < 1.1 * equations[2, True] and equations[6, False] > 2 * equations[2, False]
+
+
+def test_dropout_differs_from_block_to_block_of_a_loop() -> None:
+    """Two blocks of the same parameters give, with the second one's noise, not what the first one's twice would."""
+    x = jax.random.normal(KEY, (1, 4, 16))
+    net = Transformer(16, layers=2, heads=2, positions="none", dropout=0.5, scan=True)
+    params = net.init(KEY, x, train=False)
+    kernels = params["params"]["blocks"]["block"]["in"]["kernel"]
+    assert float(jnp.abs(kernels[0] - kernels[1]).max()) > 0.01  # each is drawn anew
+    a, b = (net.apply(params, x, train=True, rngs={"dropout": jax.random.key(k)}) for k in (1, 2))
+    assert float(jnp.abs(a - b).max()) > 0.01
+    with pytest.raises(ValueError, match="does not decode"):
+        net.clone(length=4).apply(params, x, decode=True, train=False, mutable=["cache"])
 
 
 def test_remat_keeps_what_it_says() -> None:

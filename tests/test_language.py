@@ -74,11 +74,13 @@ def test_a_recurrent_model_is_told_on_the_whole_text_as_one(text: str) -> None:
     assert told["bits_per_character"] == pytest.approx(told["loss"] / np.log(2), rel=1e-6)
 
 
-@pytest.mark.parametrize("model", slow_but(["gpt", "lstm"], ("gpt",)))
+@pytest.mark.parametrize("model", slow_but(["gpt", "gpt, a loop", "lstm"], ("gpt", "gpt, a loop")))
 def test_what_is_written_is_the_likeliest_next_token_each_time(model: str) -> None:
     """Without chance, from a cache or a state: by full passes over what came out. The GPT sees eight tokens: it writes
     five after a prompt of three, then four from the last four. The LSTM's state knows all of them."""
     net: Any = models.RecurrentLM(words=13, width=8) if model == "lstm" else models.GPT(13, 8, width=16, layers=1)
+    if model == "gpt, a loop":
+        net = net.clone(layers=2, scan=True)
     alone = net.clone(stateful=False) if model == "lstm" else net
     params = jax.tree.map(lambda p: 5 * p, alone.init(KEY, jnp.zeros((1, 8), jnp.int32), train=False)["params"])
     asked = _writing.Writing("abc", 9, 0.0, 0, 1.0)

@@ -20,6 +20,7 @@ from umbrella.train_state import TrainState
 AXES = ("seed", "data", "fsdp", "model")
 ROWS = ("data", "fsdp")  # the axes that the rows of a batch are dealt out over
 PARTS = 8  # slices of a batch that are added up one after the other under `config.reduction="fixed"`
+_LOOP = "/blocks/block/"  # what `umbrella.models.Transformer(scan=True)` calls them
 SMALL = 2**12  # numbers of an array that "fsdp" leaves whole: to gather it takes longer than to keep it
 
 Cuts = tuple[str | None, ...]  # an axis of the mesh, or None, for every axis of an array
@@ -32,9 +33,9 @@ TENSOR: Rules = (
     (r"/(attention|cross)/(query|key_value|query_key_value)/kernel$", (None, "model")),
     (r"/(attention|cross)/(query|key_value|query_key_value)/bias$", ("model",)),
     (r"/(attention|cross)/out/kernel$", ("model", None)),
-    (r"/block_\d+/in/kernel$", (None, "model")),
-    (r"/block_\d+/in/bias$", ("model",)),
-    (r"/block_\d+/out/kernel$", ("model", None)),
+    (r"/block(_\d+)?/in/kernel$", (None, "model")),
+    (r"/block(_\d+)?/in/bias$", ("model",)),
+    (r"/block(_\d+)?/out/kernel$", ("model", None)),
     (r"/embedding/embedding$", ("model", None)),
     (r"/hidden_\d+/kernel$", (None, "model")),
     (r"/hidden_\d+/bias$", ("model",)),
@@ -214,10 +215,9 @@ def rules_of(given: Rules, paths: Mapping[str, tuple[int, ...]]) -> Rules:
         if not found:
             some = ", ".join(sorted(paths)[:3])
             raise SettingsError(f"config.shard: {pattern!r} is found in no path of a parameter, such as {some}")
-        if odd := [p for p in found if len(paths[p]) != len(cuts)]:
-            raise SettingsError(
-                f"config.shard: {pattern!r} names {len(cuts)} axes, and {odd[0]} has {len(paths[odd[0]])}"
-            )
+        axes = {p: len(_each(p, paths[p])) for p in found}
+        if odd := [p for p in found if axes[p] != len(cuts)]:
+            raise SettingsError(f"config.shard: {pattern!r} names {len(cuts)} axes, and {odd[0]} has {axes[odd[0]]}")
         if wrong := [c for c in cuts if c not in (None, "fsdp", "model")]:
             raise SettingsError(f"config.shard: {pattern!r}: no axis {wrong[0]!r} (one of: None, 'fsdp', 'model')")
         if any(cuts.count(c) > 1 for c in ("fsdp", "model")):
@@ -227,11 +227,14 @@ def rules_of(given: Rules, paths: Mapping[str, tuple[int, ...]]) -> Rules:
 
 def cut(path: str, shape: tuple[int, ...], rules: Rules, on: Mapping[str, int]) -> Cuts:
     """How an array is cut: by the first rule whose expression is in its path and whose axes are as many; and along
-    "fsdp" by its longest axis that is still whole. An axis that a number of devices does not divide stays whole.
+    "fsdp" by its longest axis that is still whole. An axis that a number of devices does not divide stays whole, and so
+    does that of layers, of blocks that are one loop, which rules do not name.
 
     >>> cut("model/hidden_0/kernel", (64, 128), TENSOR, {"fsdp": 2, "model": 4})
     ('fsdp', 'model')
     """
+    if (each := _each(path, shape)) != shape:
+        return (None, *cut(path.replace(_LOOP, "/block/"), each, rules, on))
     named = next((c for pattern, c in rules if len(c) == len(shape) and re.search(pattern, path)), (None,) * len(shape))
     fits = [a if a and on[a] > 1 and n % on[a] == 0 else None for a, n in zip(named, shape, strict=True)]
     if on["fsdp"] > 1 and "fsdp" not in fits and math.prod(shape) >= SMALL:
@@ -239,6 +242,11 @@ def cut(path: str, shape: tuple[int, ...], rules: Rules, on: Mapping[str, int]) 
         if free:
             fits[max(free, key=lambda i: shape[i])] = "fsdp"
     return tuple(fits)
+
+
+def _each(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes that rules are about: without that of layers, which a loop goes along."""
+    return shape[1:] if _LOOP in path else shape
 
 
 def paths_of(tree: PyTree) -> dict[str, Any]:

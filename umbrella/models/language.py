@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from umbrella.models.attention import Positions
 from umbrella.models.layers import ACTIVATIONS, Activation, Dense, Dropout, product
 from umbrella.models.recurrent import Cell, Recurrent
-from umbrella.models.transformer import Precision, Remat, Transformer
+from umbrella.models.transformer import Precision, Remat, Transformer, unstacked
 from umbrella.settings import Count, Fraction, Natural
 
 Array = jax.Array
@@ -28,7 +28,7 @@ class GPT(nn.Module):
       length: positions it sees at most.
       apart: the token that stands before each of several texts in a row, none of which sees another; -1: a row is one
         text. What is decoded is one text: it begins with that token.
-      width, layers, heads, hidden, positions, dropout, activation, remat, precision: see Transformer.
+      width, layers, heads, hidden, positions, dropout, activation, remat, scan, precision: see Transformer.
       tied: the output's weights are the embedding's (Press and Wolf 2017).
 
     Source: Radford et al. 2019, with pre-norm blocks.
@@ -45,6 +45,7 @@ class GPT(nn.Module):
     activation: Activation = "gelu"
     tied: bool = True
     remat: Remat = False
+    scan: bool = False
     precision: Precision = "f32"
     apart: int = -1
 
@@ -63,7 +64,8 @@ class BERT(nn.Module):
     Token 0 is padding, which nothing looks at.
 
     Attributes:
-      words, length, width, layers, heads, hidden, positions, dropout, activation, tied, remat, precision: see GPT.
+      words, length, width, layers, heads, hidden, positions, dropout, activation, tied, remat, scan, precision: see
+        GPT.
 
     Source: Devlin et al. 2019, its masked language model; pre-norm, and without segments, whose task is gone.
     """
@@ -79,6 +81,7 @@ class BERT(nn.Module):
     activation: Activation = "gelu"
     tied: bool = True
     remat: Remat = False
+    scan: bool = False
     precision: Precision = "f32"
 
     @nn.compact
@@ -162,7 +165,9 @@ def decoder(net: Any, params: Any, rows: int) -> tuple[Callable[[Any, Array], tu
       params: its own, without a scope.
     """
     recurrent = isinstance(net, RecurrentLM)
-    kind, model = ("carry", net.clone(stateful=True)) if recurrent else ("cache", net)
+    kind, model = ("carry", net.clone(stateful=True)) if recurrent else ("cache", net.clone(scan=False))
+    if not recurrent and net.scan:
+        params = {**params, "transformer": unstacked(params["transformer"], net.layers)}
     more: dict[str, Any] = {} if recurrent else {"decode": True}
 
     def read(variables: Any, tokens: Array) -> tuple[Array, Any]:
@@ -187,6 +192,7 @@ def stack(of: Any, *, causal: bool) -> Transformer:
         dropout=of.dropout,
         activation=of.activation,
         remat=of.remat,
+        scan=of.scan,
         precision=of.precision,
         name="transformer",
     )

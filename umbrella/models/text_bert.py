@@ -27,7 +27,7 @@ class TextBERT(nn.Module):
       out: size of the output.
       words: size of the vocabulary.
       length: positions it has learnt, at least as many as a text has.
-      width, layers, heads, hidden, positions, activation, remat, precision: see BERT.
+      width, layers, heads, hidden, positions, activation, remat, scan, precision: see BERT.
       dropout: within the encoder and of the pooled vector.
 
     Source: Devlin et al. 2019, section 3.2. Deviation: pooled by attention over the text and not by the vector of a
@@ -45,6 +45,7 @@ class TextBERT(nn.Module):
     dropout: Fraction = 0.1
     activation: Activation = "gelu"
     remat: Remat = False
+    scan: bool = False
     precision: Precision = "f32"
 
     @nn.compact

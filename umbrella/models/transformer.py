@@ -1,8 +1,8 @@
 """Transformers: the stack of blocks, for encoders, decoders and both at once. Floor 1."""
 
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -86,6 +86,44 @@ class Block(nn.Module):
         return Dense(self.width, kernel_init=last, dtype=self.dtype, name="out")(h)
 
 
+class _Layer(nn.Module):
+    """A block as the body of a scan over layers: the values of x go in and out, all else is the same for each."""
+
+    block: tuple[Any, ...]  # the attributes of Block
+    remat: Remat
+    decode: bool
+    train: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Array, mask: Array | None, memory: Array | None, memory_mask: Array | None
+    ) -> tuple[Array, None]:
+        # What is within a loop is not merged with what is outside of it: no barrier is needed against that.
+        made = _block(self.remat, prevent_cse=False)(*self.block, name="block")
+        return made(x, mask, memory, memory_mask, self.decode, self.train), None
+
+
+def _block(remat: Remat, *, prevent_cse: bool = True) -> Any:
+    if not remat:
+        return Block
+    return nn.remat(Block, static_argnums=(5, 6), policy=POLICIES[remat], prevent_cse=prevent_cse)
+
+
+def stacked(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """Parameters of a Transformer with `scan=True` from those of one without: "block_0", "block_1", .. become
+    "blocks", whose arrays have an axis of layers in front."""
+    each = [params[f"block_{i}"] for i in range(layers)]
+    rest = {k: v for k, v in params.items() if not k.startswith("block_")}
+    return {**rest, "blocks": {"block": jax.tree.map(lambda *v: jnp.stack(v), *each)}}
+
+
+def unstacked(params: Mapping[str, Any], layers: int) -> dict[str, Any]:
+    """The other way round."""
+    rest = {k: v for k, v in params.items() if k != "blocks"}
+    each = params["blocks"]["block"]
+    return {**rest, **{f"block_{i}": jax.tree.map(lambda v, i=i: v[i], each) for i in range(layers)}}
+
+
 class Transformer(nn.Module):
     """Blocks of attention over vectors. f32[B, T, W] -> f32[B, T, W].
 
@@ -105,6 +143,9 @@ class Transformer(nn.Module):
       remat: computes the blocks again in the backward pass instead of keeping what is in them: memory for time. "dots"
         keeps the results of matrix products, which are what takes long; "dots_no_batch" those of dense layers alone, so
         not the scores of attention, which are what takes room; True keeps nothing but the blocks' inputs.
+      scan: the blocks are one loop and their parameters one array each, [layers, ...], in place of as many programs one
+        after the other: it compiles as fast for a hundred blocks as for one, and a step may take longer. For training:
+        what decodes takes the parameters apart (`unstacked`).
       precision: what the blocks compute in; parameters, norms' sums, softmax and output are f32.
 
     Source: Vaswani et al. 2017; "pre" with small initial outputs as in Radford et al. 2019.
@@ -122,6 +163,7 @@ class Transformer(nn.Module):
     dropout: Fraction = 0.0
     activation: Activation = "gelu"
     remat: Remat = False
+    scan: bool = False
     precision: Precision = "f32"
 
     @nn.compact
@@ -145,7 +187,8 @@ class Transformer(nn.Module):
           decode: x is what comes after what the collection "cache" has seen; `there` is then no use.
 
         Raises (while tracing):
-          ValueError: more positions than `length`; learned positions or decoding without one; cross without a memory.
+          ValueError: more positions than `length`; learned positions or decoding without one; decoding with `scan`;
+            cross without a memory.
         """
         dtype = DTYPES[self.precision]
         if self.length and x.shape[1] > self.length:
@@ -160,25 +203,35 @@ class Transformer(nn.Module):
             mask = same if mask is None else mask & same
         memory_mask = None if memory_there is None else (memory_there > 0)[:, None, None]
         memory = None if memory is None else memory.astype(dtype)
-        block = Block
-        if self.remat:
-            block = nn.remat(Block, static_argnums=(5, 6), policy=POLICIES[self.remat])
-        for i in range(self.layers):
-            x = block(
-                self.width,
-                self.heads,
-                self.hidden or 4 * self.width,
-                self.norm,
-                self.positions == "rotary",
-                self.causal,
-                self.cross,
-                self.dropout,
-                self.activation,
-                self.length,
-                self.layers,
-                dtype,
-                name=f"block_{i}",
-            )(x, mask, memory, memory_mask, decode, train)
+        block = (
+            self.width,
+            self.heads,
+            self.hidden or 4 * self.width,
+            self.norm,
+            self.positions == "rotary",
+            self.causal,
+            self.cross,
+            self.dropout,
+            self.activation,
+            self.length,
+            self.layers,
+            dtype,
+        )
+        if self.scan and decode:
+            raise ValueError("a transformer with scan=True does not decode: take its parameters apart by `unstacked`")
+        if self.scan:
+            layers = nn.scan(
+                _Layer,
+                variable_axes={"params": 0},
+                split_rngs={"params": True, "dropout": True},
+                in_axes=nn.broadcast,
+                length=self.layers,
+            )
+            x, _ = layers(block, self.remat, decode, train, name="blocks")(x, mask, memory, memory_mask)
+        else:
+            for i in range(self.layers):
+                made = _block(self.remat)(*block, name=f"block_{i}")
+                x = made(x, mask, memory, memory_mask, decode, train)
         x = x.astype(jnp.float32)
         return nn.LayerNorm(1e-5, name="norm")(x) if self.norm == "pre" else x
 

@@ -16,7 +16,7 @@ class ViT(nn.Module):
     Attributes:
       out: classes.
       patch: side of the squares that are the positions; it divides height and width.
-      width, layers, heads, activation, remat, precision: see `umbrella.models.transformer.Transformer`.
+      width, layers, heads, activation, remat, scan, precision: see `umbrella.models.transformer.Transformer`.
       dropout: as there.
 
     Patches get learned positions, and what the last block makes of them is averaged (Beyer et al. 2022), where the
@@ -36,6 +36,7 @@ class ViT(nn.Module):
     dropout: Fraction = 0.0
     activation: Activation = "gelu"
     remat: Remat = False
+    scan: bool = False
     precision: Precision = "f32"
 
     @nn.compact
@@ -55,6 +56,7 @@ class ViT(nn.Module):
             dropout=self.dropout,
             activation=self.activation,
             remat=self.remat,
+            scan=self.scan,
             precision=self.precision,
             name="transformer",
         )
