@@ -207,6 +207,28 @@ def one_program_by_pmap(folder: Path) -> None:
         np.testing.assert_allclose(*[[r["loss"] for r in each] for each in rows], rtol=1e-5)
 
 
+def a_state_in_the_host_s_memory(folder: Path) -> None:
+    """The same to the bit as on the devices, stopped and resumed, on one device and on eight that cut it; and a
+    checkpoint does not know where it lay."""
+    net = {"name": "mlp", "hidden": (256,), "norm": "batch"}
+    for i, how in enumerate(({}, {"mesh": {"fsdp": 8}}, {"seeds": 4, "mesh": {"seed": 4, "data": 2}})):
+        config = images(model=net, checkpoint_every="3 steps", **how)
+        near = trained(config, folder / f"{i}-near")
+        with runs.Session({**config, "offload": True}, folder / f"{i}-off", quiet=True) as session:
+            session.train(until=3)
+        off = trained({**config, "offload": True}, folder / f"{i}-off")
+        assert checkpoint.digests(off.ts) == checkpoint.digests(near.ts), how
+        large = {k: x.size >= parallel.SMALL for k, x in parallel.paths_of(off.ts).items()}
+        away = {k for k, x in parallel.paths_of(off.ts).items() if x.sharding.memory_kind == "pinned_host"}
+        assert away == {k for k in large if large[k] and k.startswith("opt_state/")}
+        assert len(away) >= 2  # Adam's two moments of the hidden layer
+        again = trained({**config, "offload": False, "train_for": "8 steps"}, folder / f"{i}-off")
+        assert again.history[-1]["step"] == 8
+    with mock.patch.object(jax, "device_count", lambda: 1):
+        a, b = (trained(images(model=net, offload=off), folder / f"one-{off}") for off in (False, True))
+    assert far(a, b) < 1e-6
+
+
 def several_steps_a_call(folder: Path) -> None:
     """Calls of three steps are those of one: rows, parts of parameters, seeds of their own data; and a checkpoint in
     between, after which calls go on where they would have been cut anyway."""
@@ -263,6 +285,7 @@ CASES: dict[str, Callable[[Path], None]] = {
         convolutions_of_several_seeds_on_a_mesh,
         one_program_by_pmap,
         several_steps_a_call,
+        a_state_in_the_host_s_memory,
         fixed_sums_are_equal_on_any_devices,
     )
 }

@@ -113,6 +113,10 @@ def test_a_mesh_and_rules_are_refused_before_anything_is_written(tmp_path: Path)
         ({"reduction": "fixed", "microbatches": 2}, "config.reduction: 'fixed' goes through a batch in 8 slices"),
         ({"reduction": "fixed"}, "config.reduction: 'fixed' has no place for the state model: statistics of BatchNorm"),
         ({"reduction": "fixed", "compile": "pmap"}, "config.reduction: 'fixed' is compiled in a way of its own"),
+        (
+            {"offload": True, "reduction": "fixed", "model": {"name": "mlp"}},
+            "config.offload: is for compile='jit' and reduction='fast'",
+        ),
         ({"compile": "pmapp"}, r"config.compile: 'pmapp' is not one of the choices \(did you mean 'pmap'"),
     ):
         with pytest.raises(SettingsError, match=words):

@@ -528,8 +528,9 @@ def _require_finite(step: int, leaves: Mapping[str, Any]) -> None:
 @functools.partial(jax.jit, static_argnums=1)
 def _any_bad(leaves: list[jax.Array], nan_only: tuple[bool, ...]) -> jax.Array:
     """bool[len(leaves)], computed where the leaves are: only that many bytes travel to the host."""
+    near = jax.device_put(leaves, jax.memory.Space.Device)  # some may lie in the host's memory
     return jnp.stack(
-        [jnp.any(jnp.isnan(x) if nan else ~jnp.isfinite(x)) for x, nan in zip(leaves, nan_only, strict=True)]
+        [jnp.any(jnp.isnan(x) if nan else ~jnp.isfinite(x)) for x, nan in zip(near, nan_only, strict=True)]
     )
 
 

@@ -46,6 +46,7 @@ class RunSettings:
     # "fixed": a step gives the same on 1, 2, 4 and 8 devices, to the bit; see `umbrella.gradients.in_order`.
     reduction: Literal["fast", "fixed"] = "fast"
     shard: tuple[tuple[str, tuple[str | None, ...]], ...] = ()  # (regular expression, axes): see `parallel.cut`
+    offload: bool = False  # what the optimiser keeps lies in the host's memory between steps
     workers: Natural = 2  # processes that read a set that does not lie in memory
     fresh: tuple[str, ...] = ()  # with --init_from: what is not taken over, such as ("model/head",)
     baselines: bool | tuple[str, ...] = True  # the rivals beside the result: the usual ones, none, or those named

@@ -21,6 +21,7 @@ AXES = ("seed", "data", "fsdp", "model")
 ROWS = ("data", "fsdp")  # the axes that the rows of a batch are dealt out over
 PARTS = 8  # slices of a batch that are added up one after the other under `config.reduction="fixed"`
 _LOOP = "/blocks/block/"  # what `umbrella.models.Transformer(scan=True)` calls them
+HOST = "pinned_host"  # what JAX calls memory of the host that devices read by themselves
 SMALL = 2**12  # numbers of an array that "fsdp" leaves whole: to gather it takes longer than to keep it
 
 Cuts = tuple[str | None, ...]  # an axis of the mesh, or None, for every axis of an array
@@ -104,6 +105,15 @@ def mesh(shape: Shape | int | None = None) -> Mesh:
 
 
 Compiler = Literal["jit", "pmap", "shard_map"]
+
+
+def check_offload(run: RunSettings) -> None:
+    """Raises SettingsError where the optimiser's state cannot lie in the host's memory."""
+    kinds = [m.kind for m in jax.local_devices()[0].addressable_memories()]
+    if run.offload and HOST not in kinds:
+        raise SettingsError(f"config.offload: devices here have no memory of the host at hand ({', '.join(kinds)})")
+    if run.offload and compiler(run) != "jit":
+        raise SettingsError("config.offload: is for compile='jit' and reduction='fast'; leave them out")
 
 
 def compiler(run: RunSettings) -> Compiler:
@@ -268,6 +278,8 @@ class Placement:
       lanes: as in `umbrella.step.program`. State and carry have an axis of lanes unless None, a slot only under "own".
       rules: see `cut`.
       compiler: programs are compiled by this one; but for jit over rows alone.
+      offload: large arrays of what the optimiser keeps lie in memory of the host, from where each step takes them and
+        whereto it gives them back.
     """
 
     def __init__(
@@ -277,9 +289,11 @@ class Placement:
         lanes: Literal["own", "shared"] | None = None,
         rules: Rules = TENSOR,
         compiler: Compiler = "jit",
+        offload: bool = False,
     ):
         self.mesh = on
-        self.alone = on.size == 1 and compiler == "jit"
+        self.offload = offload
+        self.alone = on.size == 1 and compiler == "jit" and not offload
         self.compiler = compiler
         self.apart = on.shape["seed"] > 1  # lanes lie on devices of their own
         self.cutting = on.shape["fsdp"] * on.shape["model"] > 1  # a device has parts of arrays
@@ -303,14 +317,29 @@ class Placement:
             # What is kept of a parameter has its path at the end of its own: rules are about that.
             ends = ("/".join(parts[i:]) for i in range(len(parts)))
             path = next((end for end in ends if end in params), "/".join(parts))
-            if not self.cutting or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 return self._state
-            cuts = cut(path, leaf.shape[len(self._lead) :], self.rules, self.mesh.shape)
-            return NamedSharding(self.mesh, PartitionSpec(*self._lead, *cuts)) if any(cuts) else self._state
+            where = self._state
+            if self.cutting and any(cuts := cut(path, leaf.shape[len(self._lead) :], self.rules, self.mesh.shape)):
+                where = NamedSharding(self.mesh, PartitionSpec(*self._lead, *cuts))
+            return where.with_memory_kind(HOST) if self._is_off(parts[0], leaf.size) else where
 
         tree = jax.tree_util.tree_map_with_path(of, ts)
         carry = {k: jax.tree.map(lambda _: self._carry, v) for k, v in ts.state.items() if k == "carry"}
         return tree.replace(state={**tree.state, **carry})
+
+    def _is_off(self, part: str, size: int) -> bool:
+        return self.offload and part == "opt_state" and size >= SMALL
+
+    def near(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of a state and more that takes what lies in the host's memory to the devices first."""
+        if not self.offload:
+            return fn
+
+        def call(ts: TrainState, *more: Any) -> Any:
+            return fn(ts.replace(opt_state=jax.device_put(ts.opt_state, jax.memory.Space.Device)), *more)
+
+        return call
 
     def state(self, ts: TrainState) -> TrainState:
         return ts if self.alone else jax.device_put(ts, self.state_shardings(ts))
@@ -365,7 +394,7 @@ class Placement:
         carried = (state, self._state) if sums else (state,)
         slot = self._slot if steps == 1 else self._slots
         return lambda fn, **kw: jax.jit(
-            fn, in_shardings=(*carried, self._all, self._all, slot), out_shardings=(state, self._state), **kw
+            self.near(fn), in_shardings=(*carried, self._all, self._all, slot), out_shardings=(state, self._state), **kw
         )
 
     def create(self, make: Callable[[PyTree], TrainState], resident: PyTree) -> TrainState:
@@ -383,7 +412,7 @@ class Placement:
         )
 
     def bytes_of(self, ts: TrainState) -> int:
-        """What the state takes of one device."""
+        """What the state takes of the memory of one device."""
         shapes = jax.eval_shape(lambda t: jax.tree.map(_data, t), ts)
         if self.alone:
             return sum(int(x.size) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
@@ -393,6 +422,7 @@ class Placement:
             if x.ndim and s.spec
             else int(np.prod(x.shape)) * x.dtype.itemsize
             for x, s in zip(jax.tree.leaves(shapes), where, strict=True)
+            if s.memory_kind != HOST
         )
 
 

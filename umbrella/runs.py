@@ -115,10 +115,12 @@ class Session:
         parallel.check_divides(run.batch_size, self.mesh)
         shapes = jax.eval_shape(self._create, self.experiment.train_data.resident)
         compiler = parallel.compiler(run)
+        parallel.check_offload(run)
         if compiler != "jit":
             parallel.check_mapped(shapes, self.mesh, run, self.experiment.settings["microbatches"])
         rules = self._rules(shapes)
-        self.place = parallel.Placement(self.mesh, lanes=self.mode_of_lanes, rules=rules, compiler=compiler)
+        how: dict[str, Any] = {"rules": rules, "compiler": compiler, "offload": run.offload}
+        self.place = parallel.Placement(self.mesh, lanes=self.mode_of_lanes, **how)
         self.frozen = self.place.replicated(self.experiment.frozen)
         self._share = self.place.share(run.batch_size) if distributed.several() else None
         self._data = self.experiment.train_data
@@ -442,7 +444,7 @@ class Session:
         slot = self._slot(0)
         make = partial(program, ex.step, fetch=ex.train_data.fetch, lanes=self.mode_of_lanes)
         mapped = self.place.compiler != "jit"
-        told = self.place.jit(ts)(make()) if mapped else make()
+        told = self.place.jit(ts)(make()) if mapped else self.place.near(make())
         on = self.place.slot(slot) if mapped or distributed.several() else slot
         window = Window.of(jax.eval_shape(told, ts, self.frozen, resident, on)[1], self.lanes)
         if self.lanes:
@@ -477,7 +479,7 @@ class Session:
         """
         if jax.default_backend() != "cpu":
             return "vmap"
-        found = jax.make_jaxpr(make())(ts, self.frozen, resident, slot)
+        found = jax.make_jaxpr(self.place.near(make()))(ts, self.frozen, resident, slot)
         return "unroll" if "conv_general_dilated" in str(found) else "vmap"
 
     def _rank(self, meta: Mapping[str, Any]) -> float | None:
