@@ -294,6 +294,19 @@ def test_flags_that_do_not_fit(args: tuple[str, ...], words: str, capsys: pytest
     assert re.search(re.escape(words), told) and len(told.splitlines()) == 1
 
 
+@pytest.mark.parametrize("process", [0, 1])
+def test_who_is_left_alone_says_so_and_ends(process: int) -> None:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    code = f"from umbrella import distributed; distributed.start('localhost:{port}', 2, {process}, patience=4.0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    waiting, ended = [line for line in done.stderr.splitlines() if line.startswith("launch.py")]
+    assert f"(process {process} of 2): --coordinator=localhost:{port}: waiting for the other" in waiting
+    assert "not all processes came within 4 seconds" in ended
+
+
 def test_without_others_all_is_as_ever() -> None:
     assert distributed.told_by_first(lambda: {"a": (1, 2)}) == {"a": (1, 2)}  # not by way of JSON
     with pytest.raises(SettingsError, match="mine"):

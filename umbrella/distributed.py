@@ -12,6 +12,7 @@ import json
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -41,17 +42,22 @@ class Lost(Exception):
     """Another process of this run is gone, or could not do its part; this one cannot go on alone."""
 
 
-def start(coordinator: str, processes: int | None = None, process: int | None = None) -> None:
+def start(
+    coordinator: str, processes: int | None = None, process: int | None = None, *, patience: float = 300.0
+) -> None:
     """Joins the other processes, and waits until all are there. Before anything is computed.
+
+    Where they do not come this process ends, with one line and status 2: what waits is JAX's, and would abort.
 
     Args:
       coordinator: HOST:PORT of the first process, which the others can reach; or "auto", where JAX finds it and the two
         numbers by itself: under SLURM, Open MPI, Kubernetes and on Cloud TPUs.
       processes: how many there are.
       process: which of them this one is, from 0.
+      patience: seconds to wait for the others.
 
     Raises:
-      SettingsError: they do not fit, there is no such environment, or not all came within five minutes.
+      SettingsError: they do not fit, or there is no such environment.
     """
     how: dict[str, Any] = {}
     if coordinator != "auto":
@@ -69,19 +75,38 @@ def start(coordinator: str, processes: int | None = None, process: int | None = 
         how["cluster_detection_method"] = "deactivate"
     elif processes is not None or process is not None:
         raise SettingsError("--coordinator=auto: finds the processes by itself; leave --processes and --process out")
+    said = f"--coordinator={coordinator}"
+    who = "" if process is None else f" (process {process} of {processes})"
+
+    def give_up() -> None:
+        print(
+            f"launch.py{who}: {said}: not all processes came within {patience:g} seconds", file=sys.stderr, flush=True
+        )
+        os._exit(2)
+
+    def tell() -> None:
+        print(f"launch.py{who}: {said}: waiting for the other processes", file=sys.stderr, flush=True)
+
+    timers = [threading.Timer(patience, give_up), threading.Timer(min(15.0, patience / 2), tell)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT, **how)
+        jax.distributed.initialize(
+            heartbeat_timeout_seconds=HEARTBEAT, initialization_timeout=int(patience) + 60, **how
+        )
     except ValueError as error:
         if coordinator != "auto":
-            raise SettingsError(f"--coordinator={coordinator}: {error}") from None
+            raise SettingsError(f"{said}: {error}") from None
         raise SettingsError(
             "--coordinator=auto: no SLURM, Open MPI, Kubernetes or Cloud TPU is found here; give "
             "--coordinator=HOST:PORT --processes=N --process=I"
         ) from None
     except RuntimeError as error:
-        raise SettingsError(
-            f"--coordinator={coordinator}: the processes did not find each other: {str(error).splitlines()[0]}"
-        ) from None
+        raise SettingsError(f"{said}: the processes did not find each other: {str(error).splitlines()[0]}") from None
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 def joined() -> bool:
