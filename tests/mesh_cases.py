@@ -232,16 +232,19 @@ def a_state_in_the_host_s_memory(folder: Path) -> None:
 def several_steps_a_call(folder: Path) -> None:
     """Calls of three steps are those of one: rows, parts of parameters, seeds of their own data; and a checkpoint in
     between, after which calls go on where they would have been cut anyway."""
-    more = {"train_for": "8 steps", "checkpoint_every": "4 steps", "log_every": "2 steps"}
+    more = {"train_for": "18 steps", "checkpoint_every": "9 steps", "log_every": "9 steps", "eval_every": "9 steps"}
     for i, how in enumerate(
         ({}, {"mesh": {"fsdp": 4}}, {"seeds": 4, "mesh": {"seed": 4, "data": 2}}, {"seeds": 2, "order": "shared"})
     ):
         config = images(**more, **how)
-        one, three = (trained({**config, "steps_per_call": k}, folder / f"{i}-{k}") for k in (1, 3))
+        one = trained({**config, "steps_per_call": 1}, folder / f"{i}-1")
+        with mock.patch.object(parallel.Placement, "slot", autospec=True, side_effect=parallel.Placement.slot) as slot:
+            three = trained({**config, "steps_per_call": 3}, folder / f"{i}-3")
+        assert [c.kwargs["steps"] for c in slot.call_args_list if "steps" in c.kwargs].count(3) == 6, how
         assert far(one, three) < 1e-6, (how, far(one, three))
         assert [r["step"] for r in one.history] == [r["step"] for r in three.history]
         with runs.Session({**config, "steps_per_call": 3}, folder / f"{i}-stopped", quiet=True) as session:
-            session.train(until=4)
+            session.train(until=9)
         again = trained({**config, "steps_per_call": 3}, folder / f"{i}-stopped")
         assert checkpoint.digests(again.ts) == checkpoint.digests(three.ts), how
 

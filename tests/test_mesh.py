@@ -112,6 +112,7 @@ def test_a_mesh_and_rules_are_refused_before_anything_is_written(tmp_path: Path)
         ({"reduction": "fixed", "mesh": {"fsdp": 2}}, "config.reduction: 'fixed' adds up 8 slices, dealt out over"),
         ({"reduction": "fixed", "microbatches": 2}, "config.reduction: 'fixed' goes through a batch in 8 slices"),
         ({"reduction": "fixed"}, "config.reduction: 'fixed' has no place for the state model: statistics of BatchNorm"),
+        ({"reduction": "fixed", "steps_per_call": 4}, "config.reduction: 'fixed' makes calls of one step"),
         ({"reduction": "fixed", "compile": "pmap"}, "config.reduction: 'fixed' is compiled in a way of its own"),
         (
             {"offload": True, "reduction": "fixed", "model": {"name": "mlp"}},

@@ -54,6 +54,7 @@ __all__ = [
 _PACKAGES = ("umbrella-jax", "jax", "jaxlib", "orbax-checkpoint", "flax", "optax", "numpy")
 _MAY_BE_INFINITE = ("opt_state", "state")  # "best loss so far" starts at inf; NaN is refused there as everywhere
 _MOST_LINES = 20
+LAST_SECONDS = 30.0  # that a process which has to go gives a save that is under way
 
 
 class NonFinite(CheckpointError):
@@ -211,6 +212,14 @@ class Checkpoints:
             self._manager.close()
             logging.get_absl_logger().removeFilter(_not_orbax)
 
+    def abandon(self) -> None:
+        """Lets this process's part of a save that is under way be written, and waits for nobody's consent: for a
+        process that leaves others."""
+        if self._pending is not None:
+            with suppress(TimeoutError):
+                self._pending.exception(timeout=LAST_SECONDS)
+        self._thread.shutdown(wait=False)
+
     def __enter__(self) -> Self:
         return self
 
@@ -218,7 +227,7 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and distributed.several():  # which of the others are still there to wait for?
-            self._thread.shutdown(wait=False)
+            self.abandon()
             return
         try:
             self.close()
@@ -292,9 +301,8 @@ class Checkpoints:
 
     def _failed(self, step: int, nbytes: int, error: Exception) -> SaveFailed:
         """Free the space of a failed save and say what was needed."""
-        for _ in range(
-            20 if distributed.is_first() else 0
-        ):  # other threads of Orbax may still be writing into the folder that is being removed
+        # Other threads of Orbax may still be writing into the folder that is being removed.
+        for _ in range(20 if distributed.is_first() else 0):
             with suppress(OSError, CheckpointError):
                 self._clear(step)
                 break
@@ -347,12 +355,16 @@ def restore_params(
         return path.split("/")[0] in names and not any(_under(path, prefix) for prefix in fresh)
 
     wanted = {path: x for path, x in every.items() if is_looked_up(path)}
-    found = _verified(directory, step, wanted, scope=is_looked_up)
+
+    def checked() -> tuple[int, dict[str, Any]] | None:
+        found = _verified(directory, step, wanted, scope=is_looked_up)
+        return None if found is None else (found[1].step, found[1].meta)
+
+    found = distributed.told_by_first(checked, raises=_ERRORS)
     if found is None:
         raise NothingVerified(f"no verified checkpoint in {directory}")
-    folder, checked = found
     kept = {path: jnp.copy(x) for path, x in every.items() if path not in wanted}
-    return _like(template, _read(folder, wanted) | kept), checked.meta
+    return _like(template, _read(directory / str(found[0]), wanted) | kept), found[1]
 
 
 def digests(tree: Any) -> dict[str, str]:
@@ -366,12 +378,16 @@ def digests(tree: Any) -> dict[str, str]:
 
 def saved_paths(directory: Path) -> frozenset[str]:
     """The leaf paths ("params/model/head/kernel") in the newest step with an intact manifest; none without one."""
-    for folder in manifest.candidates(Path(directory).absolute(), None):
-        try:
-            return frozenset(manifest.read(folder).leaves)
-        except Corrupt as error:
-            logging.error("%s", error)
-    return frozenset()
+
+    def read() -> list[str]:
+        for folder in manifest.candidates(Path(directory).absolute(), None):
+            try:
+                return sorted(manifest.read(folder).leaves)
+            except Corrupt as error:
+                logging.error("%s", error)
+        return []
+
+    return frozenset(distributed.told_by_first(read, raises=_ERRORS))
 
 
 def fits_newest(directory: Path, template: Any) -> int | None:

@@ -86,6 +86,10 @@ def main(argv: Sequence[str]) -> int:
         status = _fail(str(error), 2)
     except KeyboardInterrupt:
         status = _fail("interrupted at once; what was saved before stands", 130)
+    except SystemExit as error:  # by a signal outside of the loop
+        if not _joined():
+            raise
+        status = int(error.code or 0)
     except Exception as error:
         status = _alone(error)
     return _left(status)
@@ -95,6 +99,11 @@ def _joined() -> bool:
     """Whether this is one of several processes; asks no module that was not needed so far."""
     told = sys.modules.get("umbrella.distributed")
     return told is not None and told.joined()
+
+
+def _stopping() -> bool:
+    told = sys.modules.get("umbrella.distributed")
+    return told is not None and told.is_stopping()
 
 
 def _left(status: int) -> int:
@@ -176,6 +185,8 @@ def _join(given: Given) -> None:
 
     environment.prepare()  # while there is but one thread
     distributed.start(given.coordinator, given.processes, given.process)
+    same = [given.mode, given.workdir, given.init_from, given.profile]
+    distributed.check_same("one of --mode, --workdir, --init_from and --profile", " ".join(same))
 
 
 def _run(given: Given, config: dict[str, Any], command: str) -> int:
@@ -234,11 +245,15 @@ def _verify(given: Given, config: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def _termination() -> Iterator[None]:
-    """SIGTERM before and after the loop, which has its own way: lets a save that is under way become a checkpoint."""
+    """SIGTERM before and after the loop, which has its own way: lets a save that is under way become a checkpoint.
+
+    Of several processes that have agreed to stop, since one of them got a signal, the others get theirs now.
+    """
 
     def stop(signum: int, frame: Any) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
-        sys.exit(128 + signum)
+        if not _stopping():
+            sys.exit(128 + signum)
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -27,7 +27,11 @@ POLL = 1.0  # seconds, about, between two questions whether one is to stop
 FAREWELL_MS = 5_000
 PATIENCE_MS = 24 * 3600 * 1000  # for one that still works, and shows by its heartbeat that it lives
 _meetings = itertools.count()
-_LOSS = r"Gloo \w+ failed|NCCL|Connection (?:reset|closed)|[Hh]eartbeat|[Cc]oordination|UNAVAILABLE|DEADLINE_EXCEEDED"
+_stopping = threading.Event()
+_LOSS = (
+    r"Gloo \w+ failed|NCCL.*(?:remote|abort|timed? ?out)|Connection (?:reset|closed)|[Hh]eartbeat|[Cc]oordination"
+    r"|UNAVAILABLE|DEADLINE_EXCEEDED"
+)
 
 
 class Share(NamedTuple):
@@ -140,7 +144,7 @@ def told_by_first(make: Callable[[], Any], *, raises: tuple[type[Exception], ...
         except Exception as error:
             raised = error
             told = json.dumps({"raised": type(error).__name__, "message": str(error)}).encode()
-    _meet()
+    meet()
     with jax.transfer_guard("allow"):
         size = int(multihost_utils.broadcast_one_to_all(np.uint32(len(told))))
         text = np.frombuffer(told.ljust(size), np.uint8)[:size] if is_first() else np.zeros(size, np.uint8)
@@ -166,7 +170,7 @@ def by_first(do: Callable[[], Any], *, raises: tuple[type[Exception], ...] = ())
 
 def most(value: int) -> int:
     """The largest of the numbers, i32, that the processes have."""
-    _meet()
+    meet()
     return int(_all([value])[:, 0].max())
 
 
@@ -240,7 +244,15 @@ class Poll:
             steps = max(1, int(POLL * (step - self._last[0]) / (now - self._last[1])))
         told = _all([signum or 0, min(steps, 10_000)])
         self._next, self._last = step + int(told[0, 1]), (step, time.perf_counter())
-        return int(told[:, 0].max()) or None
+        agreed = int(told[:, 0].max()) or None
+        if agreed:
+            _stopping.set()
+        return agreed
+
+
+def is_stopping() -> bool:
+    """Whether all have agreed to stop, so that a signal that comes now asks for what is under way."""
+    return _stopping.is_set()
 
 
 def leave(status: int) -> int:
@@ -252,18 +264,34 @@ def leave(status: int) -> int:
 
     with contextlib.suppress(Exception):  # where all leave for the same reason, each is to have the time to say it
         multihost.get_barrier_sync_fn()(key="umbrella/leave", timeout_ms=FAREWELL_MS)
+        if is_first():  # it has what the others notice to be gone, and would be ended by
+            time.sleep(0.5)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def _meet() -> None:
+def meet() -> None:
     """Waits until every process is here, however long one of them takes, by JAX's coordination service: Gloo gives up
-    after half a minute where one is late."""
-    if several():
-        from orbax.checkpoint import multihost
+    after half a minute where one is late. Signals are heard meanwhile."""
+    if not several():
+        return
+    from orbax.checkpoint import multihost
 
-        multihost.get_barrier_sync_fn()(key=f"umbrella/{next(_meetings)}", timeout_ms=PATIENCE_MS)
+    wait, key, raised = multihost.get_barrier_sync_fn(), f"umbrella/{next(_meetings)}", []
+
+    def run() -> None:
+        try:
+            wait(key=key, timeout_ms=PATIENCE_MS)
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="meet", daemon=True)
+    thread.start()
+    while thread.is_alive():  # in Python, where handlers of signals run
+        thread.join(0.2)
+    if raised:
+        raise raised[0]
 
 
 def _all(values: list[int]) -> np.ndarray:

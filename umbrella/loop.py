@@ -146,10 +146,11 @@ def fit(
                         jax.block_until_ready(sums)
                     step += steps
                     signum = stopped(False)
-            signum = signum or stopped(True)
-            last = step >= total or signum is not None
             evaluating = _due(step, cadence.evaluate) or (step >= total and bool(cadence.evaluate))
-            saving = _due(step, cadence.save) or last
+            saving = _due(step, cadence.save) or step >= total
+            signum = signum or stopped(evaluating or saving)  # to ask is to wait for the device: a log does not
+            last = step >= total or signum is not None
+            saving = saving or last
             ready = [late] if late is not None else []
             late = None
             if _due(step, cadence.log) or saving:  # a window ends at a save, too, so that a resumed run has the same

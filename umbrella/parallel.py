@@ -169,6 +169,8 @@ def _check_fixed(ts: TrainState, on: Mesh, run: RunSettings, microbatches: int) 
     said = "config.reduction: 'fixed'"
     if run.seeds > 1:
         raise SettingsError(f"{said} trains one seed; several are equal on any devices that each have whole seeds")
+    if run.steps_per_call not in (None, 1):
+        raise SettingsError(f"{said} makes calls of one step; leave config.steps_per_call out")
     if on.size != on.shape["data"] or PARTS % on.size:
         raise SettingsError(f"{said} adds up {PARTS} slices, dealt out over 'data' alone: 1, 2, 4 or 8 devices")
     if run.batch_size % PARTS:

@@ -148,7 +148,8 @@ class Session:
         self._best: tuple[float, int] | None = None  # (rank, step) of the best one, when there is patience
         self._writers = Writers()
         self._compiled_in = {"evaluate": 0.0, "checkpoint": 0.0}  # seconds of the compiler, by what waited for it
-        self._trace = None if profile is None else profiling.Trace(profile, self.workdir / "profile")
+        own = f"profile/{jax.process_index()}" if distributed.several() else "profile"
+        self._trace = None if profile is None else profiling.Trace(profile, self.workdir / own)
         for note in self.experiment.notes:
             self._say(note)
 
@@ -158,14 +159,15 @@ class Session:
     def _claim(self, workdir: str | os.PathLike[str] | None) -> tuple[Path, Lock | None, bool]:
         """(the folder, its lock, whether it is new); where several processes train, the first one's."""
         told = self.experiment
-        distributed.check_same("the config", config_hash(told.settings))
+        # All of it, also what a resume may change: processes that log after other steps wait for each other for ever.
+        distributed.check_same("the config", json.dumps(jsonable(told.settings), sort_keys=True))
         distributed.check_same("the data set", told.dataset.fingerprint)
         held: list[Claim] = []
 
         def take() -> str:
             # What restarts processes whose host was lost does so before the lock of the lost one is stale.
             patience = STALE + 15 if distributed.several() else 0.0
-            held.append(claim(workdir, self.name, told.settings, patience=patience))
+            held.append(claim(workdir, self.name, told.settings, patience=patience, say=self._say))
             return str(held[0].path)
 
         path = Path(distributed.told_by_first(take, raises=(SettingsError,)))
@@ -175,6 +177,7 @@ class Session:
         with contextlib.ExitStack() as stack:
             if kind is not None and distributed.several():  # which of the others are still there to wait for?
                 stack.callback(self._writers.close)
+                stack.callback(self.checkpoints.abandon)
                 if self._lock is not None:
                     stack.callback(self._lock.release)
                 if self._is_new and issubclass(kind, SettingsError):
@@ -671,6 +674,7 @@ class Session:
         if distributed.several():
             view = distributed.local(view)
             if not distributed.is_first():
+                distributed.meet()
                 return []
         elif self.place.apart or self.place.cutting:  # what follows is of all seeds and whole arrays
             view = jax.device_put(view, jax.local_devices()[0])
@@ -687,6 +691,7 @@ class Session:
             artifacts.save(folder, name, value)
         if told.rows:
             artifacts.save_arrays(folder / "rows.npz", told.rows)
+        distributed.meet()
         return [folder / entry["file"] for entry in artifacts.read_index(folder)]
 
     def predict(self, ts: TrainState) -> Path:

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,13 +58,19 @@ class Claim(NamedTuple):
 
 
 def claim(
-    workdir: str | os.PathLike[str] | None, name: str, settings: Mapping[str, Any], *, patience: float = 0.0
+    workdir: str | os.PathLike[str] | None,
+    name: str,
+    settings: Mapping[str, Any],
+    *,
+    patience: float = 0.0,
+    say: Callable[[str], None] = print,
 ) -> Claim:
     """The workdir, made and writable, locked, with the resolved config in it. Before anything compiles.
 
     Args:
       patience: seconds for which to try again while another process holds it: one on a host that was lost does for two
         minutes more.
+      say: takes the line that says so.
 
     Raises:
       SettingsError: it cannot be written, another process writes there, or it holds a run of another config.
@@ -80,13 +86,16 @@ def claim(
     lock, is_new = None, not path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
-        until = time.monotonic() + patience
+        until, told = time.monotonic() + patience, False
         while lock is None:
             try:
                 lock = Lock(path)
-            except Busy:
+            except Busy as busy:
                 if time.monotonic() > until:
                     raise
+                if not told:
+                    say(f"{given}: {busy}; waiting for its end, for at most {patience:.0f} seconds")
+                told = True
                 time.sleep(1)
         if before.exists():
             _same(json.loads(before.read_text()), settings, given)
