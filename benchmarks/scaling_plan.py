@@ -77,7 +77,7 @@ class Machine(NamedTuple):
     host: int = 8  # devices
     kernels: float = 0.6  # share of the peak that a step reaches where nothing is sent
     links: float = 0.75  # share of a link's rate that a collective reaches
-    overlap: float = 0.5  # share of what "data" and "fsdp" send that can be sent while something is computed
+    overlap: float = 0.5  # share of gradients and parameters that can be sent while something is computed
     usable: float = 0.9  # share of the memory: the rest is fragments, NCCL's buffers, CUDA itself
 
 
@@ -220,28 +220,32 @@ def rates(mesh: Mesh, machine: Machine) -> dict[str, float]:
 # --------------------------------------------------------------------------------------------------------------- a step
 class Step(NamedTuple):
     compute: float  # seconds
-    model: float  # seconds of what "model" sends: the next product waits for it
-    rows: float  # seconds of what "data" and "fsdp" send
+    waited: float  # seconds of activations that are sent: the next product waits for them
+    other: float  # seconds of gradients and parameters that are sent
     exposed: float  # of these, seconds in which nothing is computed
     total: float
     mfu: float  # of the model's FLOPs, without what is computed twice (Chowdhery et al. 2022)
 
 
 def step(shape: Shape, mesh: Mesh, how: How, machine: Machine) -> Step:
-    """compute + model + rows - min(overlap rows, compute)."""
+    """compute + waited + other - min(overlap other, compute). What "fsdp" sends in umbrella is waited for."""
     tokens = how.batch * shape.length
     head = 6 * shape.words * shape.width  # in f32, for which an H100 has half the rate (TF32), so it counts twice
     flops = shape.flops + head + again(shape, how.remat)
     compute = flops * tokens / (mesh.devices * machine.peak * machine.kernels)
     speed, bytes_of = rates(mesh, machine), sent(shape, mesh, how)
     spent = {axis: bytes_of[axis] / speed[axis] for axis in bytes_of}
-    rows = spent["data"] + spent["fsdp"]
-    exposed = rows - min(machine.overlap * rows, compute)
-    total = compute + spent["model"] + exposed
+    waited, other = spent["model"], spent["data"]
+    if how.cutting == "umbrella":
+        waited += spent["fsdp"]
+    else:
+        other += spent["fsdp"]
+    exposed = other - min(machine.overlap * other, compute)
+    total = compute + waited + exposed
     return Step(
         compute,
-        spent["model"],
-        rows,
+        waited,
+        other,
         exposed,
         total,
         shape.flops * tokens / (total * mesh.devices * machine.peak),

@@ -94,7 +94,7 @@ def assumptions() -> list[str]:
             ["share of a link that a collective reaches", f"{m.links:.0%}", "a guess"],
             ["share of the peak that a step reaches where nothing is sent", f"{m.kernels:.0%}", "a guess"],
             [
-                "overlap: share of what data and fsdp send that is hidden behind computing",
+                "overlap: share of gradients and parameters whose sending is hidden behind computing",
                 f"{m.overlap:.0%}",
                 "a guess",
             ],
@@ -224,7 +224,7 @@ def row(shape: Shape, count: int, machine: Machine) -> list[str]:
         num((bytes_of["data"] + bytes_of["fsdp"]) / 1e9),
         num(bytes_of["model"] / 1e9),
         num(1e3 * took.compute),
-        num(1e3 * (took.rows + took.model)),
+        num(1e3 * (took.other + took.waited)),
         num(1e3 * took.total),
         f"{took.mfu:.0%}",
         f"{bare.mfu:.0%}",

@@ -76,6 +76,13 @@ def test_what_fsdp_sends() -> None:
     assert now == 7 / 8 * 51 * 4_194_304
 
 
+def test_what_fsdp_sends_is_waited_for_as_it_is() -> None:
+    machine, how = Machine(), How(32, precision="f32")
+    for cutting, waits in (("umbrella", True), ("zero", False)):
+        told = scaling_plan.step(SMALL, Mesh(1, 8, 1), how._replace(cutting=cutting), machine)
+        assert (told.waited > 0, told.other > 0) == (waits, not waits)
+
+
 def test_rates_of_axes() -> None:
     machine = Machine(within=450.0, between=50.0, host=8, links=1.0)
     # Within a host all are NVLink's.
@@ -198,3 +205,22 @@ def test_formulas_agree_with_what_is_compiled(name: str) -> None:
     assert (
         case["collectives"] == KEPT[name]["collectives"]
     )  # else docs/generate_scale.py --compile brings them up to date
+
+
+def test_the_numbers_in_the_text_are_those_of_the_tables() -> None:
+    text = " ".join((ROOT / "docs" / "scale.md").read_text().split())
+    sent = {name: sum(kind["sent"] for kind in case["collectives"].values()) / 1e6 for name, case in KEPT.items()}
+    zero = sum(scaling_plan.sent(SMALL, Mesh(1, 8, 1), How(32, precision="f32")).values()) / 1e6
+    assert f"{sent['fsdp']:.0f} MB instead of {zero:.0f} MB a step" in text
+    assert f"the same step sends {sent['fsdp, pinned']:.0f} MB, whatever the rows" in text
+    assert sent["fsdp, pinned"] == pytest.approx(sent["fsdp, pinned, twice the rows"], rel=1e-3)
+    assert sent["fsdp, twice the rows"] == pytest.approx(2 * sent["fsdp"], rel=0.01)
+    shape, shares = SIZES[-1], {"umbrella": [], "zero": []}
+    for memory in (80e9, 141e9):
+        for devices in scaling_plan.COUNTS[1:]:
+            for cutting, found in shares.items():
+                machine = Machine(memory=memory)
+                plan = scaling_plan.best(shape, devices, scaling_plan.BATCHES[shape.name], machine, cutting)
+                found.append(scaling_plan.step(shape, *plan, machine).mfu)
+    now, then = ((f"{100 * min(v):.0f} %", f"{100 * max(v):.0f} %") for v in shares.values())
+    assert f"would use {now[0]} to {now[1]} of the peak; with parameters gathered, {then[0]} to {then[1]}." in text
