@@ -165,21 +165,22 @@ def kept(compiled: dict[str, Any]) -> list[str]:
         if case["microbatches"] > 1:
             continue
         mesh = Mesh(case["data"], case["fsdp"], case["model"])
+        cutting: Any = "umbrella" if mesh.fsdp > 1 and not case["pinned"] else "sums"
+        how = How(case["rows"], 1, case["remat"], "f32", cutting)
+        needs = scaling_plan.memory(SMALL, mesh, how, tokens=0)
         tokens = case["rows"] * SMALL.length / mesh.rows
-        ends = tokens * 12 * SMALL.words / mesh.model
-        blocks = [
-            tokens * SMALL.layers * v
-            for v in (scaling_plan.least(SMALL, "f32", True), scaling_plan.kept(SMALL, case["remat"], "f32", True))
-        ]
-        cut = (1 + 1 / mesh.model) / 2 if mesh.model > 1 else 1
-        gradient = 4 * SMALL.params / (mesh.fsdp * mesh.model)
+        # Every block keeps what remat leaves, and one of them all while it is computed again.
+        again = (scaling_plan.least(SMALL, "f32", True), scaling_plan.kept(SMALL, False, "f32", True))
+        left = scaling_plan.kept(SMALL, case["remat"], "f32", True)
+        blocks = [left * SMALL.layers + v if case["remat"] else v * SMALL.layers for v in again]
+        cut = (1 + 1 / mesh.model) / 2 if mesh.model > 1 and case["remat"] is not True else 1
+        beside = needs["gradients"] + needs["gathered"] + tokens * 12 * SMALL.words / mesh.model
         rows.append(
             [
                 name + f": {named(mesh)}",
                 num(scaling_plan.state(SMALL, mesh) / 1e6),
                 num(case["state"] / 1e6),
-                num((blocks[0] * cut + ends + gradient) / 1e6),
-                num((blocks[1] * cut + ends + gradient) / 1e6),
+                *(num((tokens * v * cut + beside) / 1e6) for v in blocks),
                 num(case["temporary"] / 1e6),
             ]
         )
