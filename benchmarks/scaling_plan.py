@@ -272,6 +272,8 @@ def plans(shape: Shape, devices: int, batch: int, machine: Machine, cutting: Cut
             data, over = divmod(devices, model * fsdp)
             if over or not data or shape.heads % model or shape.words % model or batch % (data * fsdp):
                 continue
+            if cutting == "umbrella" and shape.heads % (model * fsdp):  # scores would be summed, and asked room for
+                continue
             mesh = Mesh(data, fsdp, model)
             ways: tuple[Remat, ...] = (False, "dots_no_batch", True)
             for remat in ways:
