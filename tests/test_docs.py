@@ -141,6 +141,13 @@ def test_the_pages_have_the_places_that_scripts_fill() -> None:
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
 
 
+def test_the_page_about_scale_is_what_its_script_writes() -> None:
+    """From the formulas and from what was compiled before; what compiles now is tests/test_scale.py's business."""
+    script = [sys.executable, "docs/generate_scale.py", "--check"]
+    told = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
 def test_the_site_lists_every_page() -> None:
     text = (ROOT / "mkdocs.yml").read_text()
     pages = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
