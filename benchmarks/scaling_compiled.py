@@ -12,9 +12,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 SHAPE = {"layers": 4, "width": 256, "heads": 8, "length": 128, "words": 512}
@@ -184,6 +184,7 @@ def compiled(case: Case) -> dict[str, Any]:
     import jax
     import numpy as np
 
+    from umbrella.parallel import Placement
     from umbrella.runs import Session
 
     letters = [chr(0x4E00 + i) for i in range(SHAPE["words"] - SPECIAL)]
@@ -204,7 +205,8 @@ def compiled(case: Case) -> dict[str, Any]:
             "baselines": False,
         }
         with Session(config, Path(folder) / "run", quiet=True) as run:
-            with _pinned(run.mesh) if case.pinned else contextlib.nullcontext():
+            left = mock.patch.object(Placement, "pinning", False)
+            with contextlib.nullcontext() if case.pinned else left:
                 ts, lowered = run.lowered()
             began = time.perf_counter()
             program = lowered.compile()
@@ -221,29 +223,6 @@ def compiled(case: Case) -> dict[str, Any]:
                 "seconds": round(seconds, 1),
                 "jax": jax.__version__,
             }
-
-
-@contextlib.contextmanager
-def _pinned(mesh: Any) -> Iterator[None]:
-    """Rows of what goes into and comes out of dense layers, embeddings and norms lie along "data" and "fsdp", so that
-    the compiler has to gather parameters instead. umbrella does not say so."""
-    import flax.linen as nn
-    import jax
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    def pin(x: Any) -> Any:
-        if getattr(x, "ndim", 0) < 2:
-            return x
-        spec = PartitionSpec(("data", "fsdp"), *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1))
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
-
-    def each(fn: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        if context.method_name != "__call__" or not isinstance(context.module, (nn.Dense, nn.Embed, nn.LayerNorm)):
-            return fn(*args, **kwargs)
-        return jax.tree.map(pin, fn(*jax.tree.map(pin, args), **kwargs))
-
-    with nn.intercept_methods(each):
-        yield
 
 
 def of(name: str) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple
 
 Remat = bool | Literal["dots", "dots_no_batch"]
 # What "fsdp" sends: "zero" parameters and gradients; "sums" the same, but every gradient is summed whole, which is what
-# XLA's CPU backend makes of it; "umbrella" activations, which is what its programs are today.
-Cutting = Literal["zero", "sums", "umbrella"]
+# XLA's CPU backend makes of it; "left" activations, which is what XLA makes of a step that does not say that
+# rows stay where they are.
+Cutting = Literal["zero", "sums", "left"]
 STATE = 12  # bytes of a parameter: itself and Adam's two moments, all f32; 4 more with config.ema
 GRADIENT = 4
 MOST_TOKENS = 2**31 - 1  # that umbrella.data.sequences can count in i32
@@ -141,7 +142,7 @@ def memory(shape: Shape, mesh: Mesh, how: How, tokens: int = MOST_TOKENS) -> dic
     gradient = GRADIENT * shape.params / part * (2 if how.microbatches > 1 else 1)
     wide = 4 if how.precision == "f32" else 2
     gathered = 0.0
-    if mesh.fsdp > 1 and how.cutting == "umbrella":  # what goes into a product, and what comes out, of all their rows
+    if mesh.fsdp > 1 and how.cutting == "left":  # what goes into a product, and what comes out, of all their rows
         gathered = 2 * how.batch * shape.length / (mesh.data * how.microbatches) * shape.width * wide
     elif mesh.fsdp > 1 and how.remat:  # two blocks and the gradient of one; the embedding and its gradient
         gathered = 4 * (3 * shape.block + 2 * shape.words * shape.width) / mesh.model
@@ -236,7 +237,7 @@ def step(shape: Shape, mesh: Mesh, how: How, machine: Machine) -> Step:
     speed, bytes_of = rates(mesh, machine), sent(shape, mesh, how)
     spent = {axis: bytes_of[axis] / speed[axis] for axis in bytes_of}
     waited, other = spent["model"], spent["data"]
-    if how.cutting == "umbrella":
+    if how.cutting == "left":
         waited += spent["fsdp"]
     else:
         other += spent["fsdp"]
@@ -272,7 +273,7 @@ def plans(shape: Shape, devices: int, batch: int, machine: Machine, cutting: Cut
             data, over = divmod(devices, model * fsdp)
             if over or not data or shape.heads % model or shape.words % model or batch % (data * fsdp):
                 continue
-            if cutting == "umbrella" and shape.heads % (model * fsdp):  # scores would be summed, and asked room for
+            if cutting == "left" and shape.heads % (model * fsdp):  # scores would be summed, and asked room for
                 continue
             mesh = Mesh(data, fsdp, model)
             ways: tuple[Remat, ...] = (False, "dots_no_batch", True)

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 import umbrella as um
+from benchmarks import scaling_compiled
 from umbrella import checkpoint, parallel, runs
 
 tmap = jax.tree.map
@@ -110,6 +111,21 @@ def blocks_in_a_loop_on_any_mesh(folder: Path) -> None:
     kernel = cut.ts.params["model"]["transformer"]["blocks"]["block"]["in"]["kernel"]  # 2 x 32 x 128
     assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 64)
     assert any("text" in p.name or "sample" in p.name for p in (folder / "cut" / "artifacts").iterdir())
+
+
+def parameters_come_to_the_rows(folder: Path) -> None:
+    """Along "fsdp" what a step sends does not grow with the rows; left to the compiler it does."""
+
+    def sent(rows: int, name: str) -> float:
+        config = text(folder, model={"name": "gpt", "width": 64, "layers": 2, "heads": 4}, mesh={"fsdp": 8})
+        config |= {"batch_size": rows, "eval_batch_size": 8, "length": 32}
+        with runs.Session(config, folder / f"{name}-{rows}", quiet=True) as session:
+            found = scaling_compiled.sent(session.lowered()[1].compile().as_text())
+        return sum(kind["sent"] for kind in found.values())
+
+    assert sent(32, "pinned") < 1.1 * sent(8, "pinned")
+    with mock.patch.object(parallel.Placement, "pinning", False):
+        assert sent(32, "left") > 2 * sent(8, "left")
 
 
 def a_part_of_the_state_on_each_device(folder: Path) -> None:
@@ -280,6 +296,7 @@ CASES: dict[str, Callable[[Path], None]] = {
         one_program_on_any_mesh_of_images,
         one_program_on_any_mesh_of_text,
         blocks_in_a_loop_on_any_mesh,
+        parameters_come_to_the_rows,
         a_part_of_the_state_on_each_device,
         seeds_and_parts_together,
         a_checkpoint_of_any_mesh_goes_on_on_any_other,

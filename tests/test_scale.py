@@ -72,13 +72,13 @@ def test_what_fsdp_sends() -> None:
     again = scaling_plan.sent(SMALL, Mesh(1, 8, 1), how._replace(remat=True))["fsdp"]
     assert again == 7 / 8 * (2 * 13_295_616 + 13_819_904)
     # As it is: 17 gathers and 17 sums of 4,194,304 bytes, a sum being two gathers.
-    now = scaling_plan.sent(SMALL, Mesh(1, 8, 1), how._replace(cutting="umbrella"))["fsdp"]
+    now = scaling_plan.sent(SMALL, Mesh(1, 8, 1), how._replace(cutting="left"))["fsdp"]
     assert now == 7 / 8 * 51 * 4_194_304
 
 
 def test_what_fsdp_sends_is_waited_for_as_it_is() -> None:
     machine, how = Machine(), How(32, precision="f32")
-    for cutting, waits in (("umbrella", True), ("zero", False)):
+    for cutting, waits in (("left", True), ("zero", False)):
         told = scaling_plan.step(SMALL, Mesh(1, 8, 1), how._replace(cutting=cutting), machine)
         assert (told.waited > 0, told.other > 0) == (waits, not waits)
 
@@ -135,7 +135,7 @@ def test_a_plan_divides_what_it_says() -> None:
     machine = Machine()
     for shape in SIZES:
         for devices in scaling_plan.COUNTS:
-            found = scaling_plan.best(shape, devices, scaling_plan.BATCHES[shape.name], machine, "umbrella")
+            found = scaling_plan.best(shape, devices, scaling_plan.BATCHES[shape.name], machine, "left")
             if found is None:
                 # 12 69,711,217,792 bytes by eight are more than any of them has.
                 assert (shape.name, devices) == ("70B", 8)
@@ -183,7 +183,7 @@ TOLERANCE = {"data": 0.001, "model": 0.005, "all three": 0.03, "fsdp": 0.03, "fs
 def far(case: dict[str, Any]) -> float:
     """How far what is sent is from the formula."""
     mesh = Mesh(case["data"], case["fsdp"], case["model"])
-    cutting: Any = "umbrella" if mesh.fsdp > 1 and not case["pinned"] else "sums"
+    cutting: Any = "left" if mesh.fsdp > 1 and not case["pinned"] else "sums"
     how = How(case["rows"], case["microbatches"], case["remat"], "f32", cutting)
     found = sum(kind["sent"] for kind in case["collectives"].values())
     return abs(found / sum(scaling_plan.sent(SMALL, mesh, how).values()) - 1)
@@ -215,12 +215,12 @@ def test_the_numbers_in_the_text_are_those_of_the_tables() -> None:
     assert f"the same step sends {sent['fsdp, pinned']:.0f} MB, whatever the rows" in text
     assert sent["fsdp, pinned"] == pytest.approx(sent["fsdp, pinned, twice the rows"], rel=1e-3)
     assert sent["fsdp, twice the rows"] == pytest.approx(2 * sent["fsdp"], rel=0.01)
-    shape, shares = SIZES[-1], {"umbrella": [], "zero": []}
+    shape, shares = SIZES[-1], {"left": [], "zero": []}
     for memory in (80e9, 141e9):
         for devices in scaling_plan.COUNTS[1:]:
             for cutting, found in shares.items():
                 machine = Machine(memory=memory)
                 plan = scaling_plan.best(shape, devices, scaling_plan.BATCHES[shape.name], machine, cutting)
                 found.append(scaling_plan.step(shape, *plan, machine).mfu)
-    now, then = ((f"{100 * min(v):.0f} %", f"{100 * max(v):.0f} %") for v in shares.values())
-    assert f"would use {now[0]} to {now[1]} of the peak; with parameters gathered, {then[0]} to {then[1]}." in text
+    left, zero = ((f"{100 * min(v):.0f} %", f"{100 * max(v):.0f} %") for v in shares.values())
+    assert f"would use {zero[0]} to {zero[1]} of the peak; left to XLA, {left[0]} to {left[1]}." in text

@@ -1,10 +1,12 @@
 """The mesh, where arrays lie on it, and by which rules they are cut. Floor 4."""
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -21,6 +23,7 @@ AXES = ("seed", "data", "fsdp", "model")
 ROWS = ("data", "fsdp")  # the axes that the rows of a batch are dealt out over
 PARTS = 8  # slices of a batch that are added up one after the other under `config.reduction="fixed"`
 _LOOP = "/blocks/block/"  # what `umbrella.models.Transformer(scan=True)` calls them
+_PINNED = (nn.Dense, nn.Embed, nn.LayerNorm)
 HOST = "pinned_host"  # what JAX calls memory of the host that devices read by themselves
 SMALL = 2**12  # numbers of an array that "fsdp" leaves whole: to gather it takes longer than to keep it
 
@@ -295,6 +298,7 @@ class Placement:
     ):
         self.mesh = on
         self.offload = offload
+        self._lanes = lanes is not None
         self.alone = on.size == 1 and compiler == "jit" and not offload
         self.compiler = compiler
         self.apart = on.shape["seed"] > 1  # lanes lie on devices of their own
@@ -333,15 +337,40 @@ class Placement:
     def _is_off(self, part: str, size: int) -> bool:
         return self.offload and part == "opt_state" and size >= SMALL
 
+    @property
+    def pinning(self) -> bool:
+        """Whether rows of layers' inputs and outputs are told to stay where they are: parameters that lie in parts are
+        to come to the rows. Left to itself the compiler may send activations instead, of all rows, to where the parts
+        are, and the more rows there are the more that is. Where seeds lie side by side it is left to itself."""
+        return self.mesh.shape["fsdp"] > 1 and self.compiler == "jit" and not self._lanes
+
     def near(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of a state and more that takes what lies in the host's memory to the devices first."""
-        if not self.offload:
+        """A function of a state and more as it is compiled: what lies in the host's memory goes to the devices first,
+        and rows stay where they are."""
+        if not self.offload and not self.pinning:
             return fn
 
         def call(ts: TrainState, *more: Any) -> Any:
-            return fn(ts.replace(opt_state=jax.device_put(ts.opt_state, jax.memory.Space.Device)), *more)
+            if self.offload:
+                ts = ts.replace(opt_state=jax.device_put(ts.opt_state, jax.memory.Space.Device))
+            with nn.intercept_methods(self._pinned) if self.pinning else contextlib.nullcontext():
+                return fn(ts, *more)
 
         return call
+
+    def _pinned(self, layer: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        """A call of a layer whose inputs and outputs have their rows along "data" and "fsdp"."""
+        if context.method_name != "__call__" or not isinstance(context.module, _PINNED):
+            return layer(*args, **kwargs)
+        n = math.prod(self.mesh.shape[axis] for axis in ROWS)
+
+        def pin(x: Any) -> Any:
+            if not isinstance(x, jax.Array) or x.ndim < 2 or x.shape[0] % n:
+                return x
+            spec = PartitionSpec(ROWS, *[PartitionSpec.UNCONSTRAINED] * (x.ndim - 1))
+            return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+        return jax.tree.map(pin, layer(*jax.tree.map(pin, args), **kwargs))
 
     def state(self, ts: TrainState) -> TrainState:
         return ts if self.alone else jax.device_put(ts, self.state_shardings(ts))
