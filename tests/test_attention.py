@@ -122,8 +122,8 @@ def test_padding_of_a_memory_and_of_an_input_changes_nothing() -> None:
         net.apply(params, x, train=False)
 
 
-def test_remat_and_bf16_are_the_same_function() -> None:
-    """Rematerialised to rounding, also its gradient; in bf16 within its eight bits."""
+def test_remat_and_sixteen_bits_are_the_same_function() -> None:
+    """Rematerialised to rounding, also its gradient; in bf16 within its eight bits, in fp16 within its eleven."""
     x = jax.random.normal(KEY, (2, 6, 16))
     make = {"width": 16, "layers": 2, "heads": 2, "length": 6, "causal": True}
     plain = Transformer(**make)
@@ -136,9 +136,12 @@ def test_remat_and_bf16_are_the_same_function() -> None:
     for remat in (True, "dots", "dots_no_batch"):
         again = loss(Transformer(**make, remat=remat))
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), again, want)
-    low = Transformer(**make, precision="bf16").apply(params, x, train=False)
-    assert low.dtype == jnp.float32
-    np.testing.assert_allclose(low, plain.apply(params, x, train=False), atol=0.05)
+    full = plain.apply(params, x, train=False)
+    for precision, bound in (("bf16", 0.05), ("fp16", 0.05 / 8)):
+        low = Transformer(**make, precision=precision).apply(params, x, train=False)
+        assert low.dtype == jnp.float32
+        assert not np.array_equal(low, full)
+        np.testing.assert_allclose(low, full, atol=bound)
 
 
 @pytest.mark.parametrize("remat", [False, True, "dots_no_batch"])

@@ -16,7 +16,7 @@ FLOORS = {
     ),
     1: "models",
     2: "attacks bounds objective transforms",
-    3: "gradients optim phases step train_state",
+    3: "gradients loss_scale optim phases step train_state",
     4: (
         "artifacts baselines blame checkpoint cleaning compare data environment evaluation experiment "
         "frechet loop memory parallel profiling report robustness smoothing text_baselines workdir writers"

@@ -349,14 +349,15 @@ def test_dropout_of_an_axis_at_the_ends_and_off() -> None:
         np.testing.assert_array_equal(layers.Dropout(rate).apply({}, x, deterministic=off, rngs=rngs), x)
 
 
-def test_a_resnet_in_sixteen_bits() -> None:
-    """Convolutions compute in bf16; parameters, averages of BatchNorm and logits are f32. The gradient is that of f32
-    but for rounding (0.04 of its norm was found), if activations are smooth: a ReLU whose input rounds to the other
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", "bf16"), ("fp16", "f16")])
+def test_a_resnet_in_sixteen_bits(precision: Any, dtype: str) -> None:
+    """Convolutions compute in 16 bits; parameters, averages of BatchNorm and logits are f32. The gradient is that of
+    f32 but for rounding (0.04 of its norm was found), if activations are smooth: a ReLU whose input rounds to the other
     side of 0 has another gradient, and no small error (0.3)."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(16, 8, 8, 3)).astype(np.float32)
     y = jnp.asarray(rng.integers(0, 10, 16), jnp.int32)
-    full, half = (models.ResNet(out=10, depth=20, activation="silu", precision=p) for p in ("f32", "bf16"))
+    full, half = (models.ResNet(out=10, depth=20, activation="silu", precision=p) for p in ("f32", precision))
     variables = jax.jit(lambda: half.init(KEYS, x, train=False))()
     assert {v.dtype for v in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
@@ -377,4 +378,4 @@ def test_a_resnet_in_sixteen_bits() -> None:
     assert apart(g, g16) < 0.1
     assert apart(seen, seen16) < 0.01
     traced = str(jax.make_jaxpr(lambda v: half.apply(v, x, train=False))(variables))
-    assert set(re.findall(r"(\w+)\[[\d,]*\] = conv_general_dilated", traced)) == {"bf16"}
+    assert set(re.findall(r"(\w+)\[[\d,]*\] = conv_general_dilated", traced)) == {dtype}

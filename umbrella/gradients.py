@@ -29,6 +29,11 @@ def grad_of(objective: Objective, *, over: str | None = None) -> GradFn:
 
     Metrics that collect rows are left out: what follows adds up over slices, shards and steps, and rows are no sums.
 
+    With a scale in the context the loss is multiplied by it before it is differentiated, and the gradients are divided
+    by it afterwards, in their own dtype, that of the parameters (Micikevicius et al. 2018, section 3.2). The loss that
+    is returned is the plain one. The objective does not see the scale, so attacks, SAM and whatever else differentiates
+    inside of it do so without one. See `umbrella.loss_scale`.
+
     Args:
       over: the axis name of a shard_map or pmap that the call runs under. Each shard's loss is weighted by its share of
         the count *before* it is differentiated: weighting the gradients afterwards is wrong as soon as the shards are
@@ -36,18 +41,21 @@ def grad_of(objective: Objective, *, over: str | None = None) -> GradFn:
     """
 
     def grads(free: Params, fixed: Params, state: State, batch: Batch, ctx: Ctx) -> tuple[Params, Array, Aux]:
+        scale, ctx = ctx.scale, ctx.replace(scale=None)
         if over is not None:
             ctx = ctx.fork("shard", jax.lax.axis_index(over))
             # Told apart by shard, so that a shard_map that checks replication does not add the gradients up by itself.
             free = tmap(lambda v: jax.lax.pcast(v, over, to="varying"), free)
 
-        def loss_of(free: Params) -> tuple[Array, Aux]:
+        def loss_of(free: Params) -> tuple[Array, tuple[Array, Aux]]:
             loss, aux = objective.apply({**fixed, **free}, state, batch, ctx)
             if over is not None:
                 loss = loss * aux.count / jnp.maximum(jax.lax.psum(aux.count, over), 1)
-            return loss, aux
+            return (loss if scale is None else loss * scale.astype(loss.dtype)), (loss, aux)
 
-        (loss, aux), g = jax.value_and_grad(loss_of, has_aux=True)(free)
+        (_, (loss, aux)), g = jax.value_and_grad(loss_of, has_aux=True)(free)
+        if scale is not None:
+            g = tmap(lambda v: v * (1 / scale).astype(v.dtype), g)
         aux = aux.replace(metrics={k: v for k, v in aux.metrics.items() if not isinstance(v, Collect)})
         if over is not None:
             g, loss, told, count = jax.lax.psum((g, loss, aux.metrics, aux.count), over)

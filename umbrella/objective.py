@@ -43,6 +43,7 @@ class Ctx(struct.PyTreeNode):
     # Teachers, embeddings: {"teacher": View}; one copy for all lanes.
     frozen: PyTree = struct.field(default_factory=dict)
     ema: View | None = None  # the averaged view, when the step keeps one
+    scale: Array | None = None  # f32[], what `grad_of` multiplies the loss by to differentiate it; no pass sees it
     train: bool = struct.field(pytree_node=False, default=True)
     want: tuple[str, ...] = struct.field(pytree_node=False, default=())  # "scope/module/path" of features asked for
 

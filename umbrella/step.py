@@ -29,6 +29,7 @@ WATCHED = ("objective", "grad_norm")  # what update reports and guard reads
 RESERVED = (
     "ema",
     "guard",
+    "loss_scale",
 )  # slots (that of an average is called "ema" whatever the average) of opt_state that no update may have
 
 
@@ -53,7 +54,8 @@ def update(
     when it has one, as every player of a game should.
 
     Raises:
-      ValueError: the slot is that of `ema` or `guard`; at init: it is taken, or `wrt` names a scope that is not there.
+      ValueError: the slot is that of `ema`, `guard` or `loss_scaled`; at init: it is taken, or `wrt` names a scope that
+        is not there.
     """
     slot = name or "+".join(wrt) or "all"
     if slot in RESERVED:
@@ -307,7 +309,7 @@ def guard(step: Step, policy: Policy = "skip") -> Step:
         with jax.named_scope("guard"):
             stop = ~jnp.all(jnp.isfinite(jnp.stack(watched)))
             if policy == "skip":
-                new = tmap(lambda a, b: _keep(stop, a, b), ts, new)
+                new = unless(stop, ts, new)
                 now = {"skipped": was["skipped"] + stop.astype(jnp.int32)}
             else:
                 first = was["bad_step"]
@@ -320,10 +322,13 @@ def guard(step: Step, policy: Policy = "skip") -> Step:
     return Step(init, apply)
 
 
-def _keep(stop: Array, old: Array, new: Array) -> Array:
-    if old is new or jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
-        return new
-    return jnp.where(stop, old, new)
+def unless(stop: Array, old: TrainState, new: TrainState) -> TrainState:
+    """The old state, to the bit, where `stop` bool[] is true, else the new one."""
+
+    def one(a: Array, b: Array) -> Array:
+        return b if a is b or jnp.issubdtype(b.dtype, jax.dtypes.prng_key) else jnp.where(stop, a, b)
+
+    return tmap(one, old, new)
 
 
 # ---------------------------------------------------------------------------------------------------- the compiled step

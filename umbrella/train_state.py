@@ -25,7 +25,8 @@ class TrainState(struct.PyTreeNode):
     key: Array  # typed PRNG key
     params: Params
     state: State
-    opt_state: dict[str, PyTree]  # what Steps own, by slot: {"all"} | {"gen", "disc"} | + {"ema"} | + {"guard"}
+    # What Steps own, by slot: {"all"} | {"gen", "disc"} | + {"ema"} | + {"loss_scale"} | + {"guard"}
+    opt_state: dict[str, PyTree]
     ema: View | None = None  # the debiased averages of the scopes that were asked for
 
     def view(self) -> View:

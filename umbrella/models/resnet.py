@@ -42,7 +42,7 @@ class ResNet(nn.Module):
       zero: the last norm of every branch starts at 0, so every block starts as its shortcut (Goyal et al. 2017).
       residual: False leaves the shortcuts out: the plain network that the paper compares with.
       precision: what convolutions compute in and blocks hand on; parameters, norms and what they average, the mean over
-        positions and the output are f32.
+        positions and the output are f32. "fp16" is to be trained with a loss scale (`umbrella.loss_scale`).
 
     Raises:
       ValueError: zero or stochastic_depth where there is no branch for them, zero where there is no norm.

@@ -13,14 +13,14 @@ from umbrella.models.layers import ACTIVATIONS, Activation, Dense, Dropout
 from umbrella.settings import Count, Fraction, Natural
 
 Array = jax.Array
-Precision = Literal["f32", "bf16"]
+Precision = Literal["f32", "bf16", "fp16"]
 Remat = bool | Literal["dots", "dots_no_batch"]
 POLICIES: dict[bool | str, Callable[..., bool] | None] = {
     True: None,
     "dots": jax.checkpoint_policies.dots_saveable,
     "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16}
+DTYPES = {"f32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 
 
 class Block(nn.Module):
@@ -146,7 +146,9 @@ class Transformer(nn.Module):
       scan: the blocks are one loop and their parameters one array each, [layers, ...], in place of as many programs one
         after the other: it compiles as fast for a hundred blocks as for one, and a step may take longer. For training:
         what decodes takes the parameters apart (`unstacked`).
-      precision: what the blocks compute in; parameters, norms' sums, softmax and output are f32.
+      precision: what the blocks compute in; parameters, norms' sums, softmax and output are f32. "fp16" has 10 bits
+        after the point where bf16 has 7, but ends at 65,504 and at 6e-8: train it with a loss scale
+        (`umbrella.loss_scale`).
 
     Source: Vaswani et al. 2017; "pre" with small initial outputs as in Radford et al. 2019.
     """

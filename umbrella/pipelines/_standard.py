@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +11,14 @@ import numpy as np
 from umbrella import data, optim, parallel, settings, transforms
 from umbrella.bounds import UnknownOperation
 from umbrella.experiment import Durations, Evaluation, Experiment, Reader, Review, RunSettings, Scorer
+from umbrella.loss_scale import FIRST, LARGEST, loss_scaled
 from umbrella.objective import Array, Batch, Ctx, Objective, Params, State, Transform, View, chain, map_params
 from umbrella.pipelines import _scopes
-from umbrella.settings import Cadence, Count, Fraction
+from umbrella.settings import Cadence, Count, Fraction, Range
 from umbrella.step import ema, guard, swa, then, update
 
 Resolve = Callable[[Params, State], Params]
+Scale = Annotated[float, Range(lambda v: v == 0 or 1 <= v <= LARGEST, "must be 0, for none, or 1 to 2^100")]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,7 @@ class Common:
     swa_from: Cadence = "never"  # averages parameters from there on, instead of ema
     swa_every: Cadence = "1 epoch"
     microbatches: Count = 1  # slices of a batch, in turn, to save memory
+    loss_scale: Scale = 0.0  # the first one, such as 32768.0 for precision="fp16"; 0 for none
     trainable: tuple[str, ...] = ()  # the scopes that are trained, such as ("lora",); all when empty
     on_nonfinite: Literal["raise", "skip", "rollback"] = "raise"
 
@@ -141,6 +144,8 @@ def assemble(
                 "it would average nothing"
             )
         step = then(step, swa(start, max(1, durations.steps(common.swa_every))))
+    if common.loss_scale:
+        step = loss_scaled(step, common.loss_scale)
     step = guard(step, "skip" if common.on_nonfinite == "skip" else "halt")
 
     # Nothing can be said of a split without labels where the task is to tell them.
@@ -180,6 +185,7 @@ def assemble(
         notes=(
             *map(withheld, (s for s in ("validation", "test") if s in hidden)),
             *p.notes,
+            *unscaled(log, common.loss_scale),
             *repeated(len(dataset.train), run.batch_size),
         ),
     )
@@ -270,6 +276,14 @@ def repeated(n: int, batch_size: int) -> tuple[str, ...]:
     return (
         f"A batch of {batch_size:,} is more than the training split has ({n:,}): it holds examples more than once.",
     )
+
+
+def unscaled(sections: Mapping[str, Any], loss_scale: float) -> tuple[str, ...]:
+    """What is said of resolved settings that compute in fp16 without a loss scale, if they do."""
+    told = [v["precision"] for v in sections.values() if isinstance(v, Mapping) and "precision" in v]
+    if loss_scale or "fp16" not in told:
+        return ()
+    return (f"fp16 has no numbers below 6e-8, so small gradients are lost: config.loss_scale={FIRST:g} keeps them.",)
 
 
 def refuse_again(names: tuple[str, ...], sections: Mapping[str, Mapping[str, Any]]) -> None:
