@@ -159,9 +159,10 @@ class Session:
     def _claim(self, workdir: str | os.PathLike[str] | None) -> tuple[Path, Lock | None, bool]:
         """(the folder, its lock, whether it is new); where several processes train, the first one's."""
         told = self.experiment
-        # All of it, also what a resume may change: processes that log after other steps wait for each other for ever.
-        distributed.check_same("the config", json.dumps(jsonable(told.settings), sort_keys=True))
-        distributed.check_same("the data set", told.dataset.fingerprint)
+        if distributed.several():
+            # All of it, also what a resume may change: processes that log after other steps wait for each other forever.
+            distributed.check_same("the config", json.dumps(jsonable(told.settings), sort_keys=True))
+            distributed.check_same("the data set", told.dataset.fingerprint)
         held: list[Claim] = []
 
         def take() -> str:
