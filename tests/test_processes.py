@@ -20,8 +20,7 @@ import pytest
 from tests.conftest import ROOT, needs_mnist, tfds_dir
 from umbrella import cli, distributed
 from umbrella.checkpoint import read_meta
-from umbrella.data import Arrays, batches, streaming
-from umbrella.distributed import Share
+from umbrella.data import Arrays, Share, batches, streaming
 from umbrella.manifest import survey
 from umbrella.settings import SettingsError
 

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -32,14 +32,6 @@ _LOSS = (
     r"Gloo \w+ failed|NCCL.*(?:remote|abort|timed? ?out)|Connection (?:reset|closed)|[Hh]eartbeat|[Cc]oordination"
     r"|UNAVAILABLE|DEADLINE_EXCEEDED"
 )
-
-
-class Share(NamedTuple):
-    """Rows start .. stop - 1 of a batch of `of` rows: those that a process has to do with."""
-
-    start: int
-    stop: int
-    of: int
 
 
 class Lost(Exception):

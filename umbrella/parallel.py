@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from umbrella import distributed
-from umbrella.distributed import Share
+from umbrella.data import Share
 from umbrella.experiment import RunSettings
 from umbrella.gradients import GradFn, grad_of, in_order, microbatch
 from umbrella.objective import Objective, PyTree

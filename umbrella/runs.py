@@ -160,7 +160,7 @@ class Session:
         """(the folder, its lock, whether it is new); where several processes train, the first one's."""
         told = self.experiment
         if distributed.several():
-            # All of it, also what a resume may change: processes that log after other steps wait for each other forever.
+            # All of it, also what a resume may change: processes that log after other steps wait for ever.
             distributed.check_same("the config", json.dumps(jsonable(told.settings), sort_keys=True))
             distributed.check_same("the data set", told.dataset.fingerprint)
         held: list[Claim] = []

@@ -11,13 +11,14 @@ Importing this package reads no data, imports neither scikit-learn nor TensorFlo
 from umbrella.data.reading import load
 from umbrella.data.sources import Arrays, Dataset, Rows, Source, sample
 from umbrella.data.splits import overlap
-from umbrella.data.streams import Data, batches, bootstrap, in_memory, order, streaming
+from umbrella.data.streams import Data, Share, batches, bootstrap, in_memory, order, streaming
 
 __all__ = [
     "Arrays",
     "Data",
     "Dataset",
     "Rows",
+    "Share",
     "Source",
     "batches",
     "bootstrap",

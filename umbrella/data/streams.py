@@ -17,10 +17,17 @@ import numpy as np
 
 from umbrella.data import workers as processes
 from umbrella.data.sources import Arrays, Columns, Source, on_device
-from umbrella.distributed import Share
 from umbrella.settings import SettingsError
 
 Slot = dict[str, np.ndarray]
+
+
+class Share(NamedTuple):
+    """Rows start .. stop - 1 of a batch of `of` rows: those that a process has to do with."""
+
+    start: int
+    stop: int
+    of: int
 
 
 class Data(NamedTuple):
