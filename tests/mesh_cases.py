@@ -274,12 +274,12 @@ def fixed_sums_are_equal_on_any_devices(folder: Path) -> None:
     of["text"] = text(folder, reduction="fixed")
     for name, config in of.items():
         found = {}
-        for n in (1, 2, 4, 8):
+        for n in (1, 2, 4, 8) if name == "images" else (1, 2, 8):
             with mock.patch.object(jax, "device_count", lambda n=n: n):
                 run = trained(config, folder / f"{name}-{n}")
             assert run.ts.step.sharding.num_devices == n
             found[n] = checkpoint.digests(run.ts)
-        assert found[1] == found[2] == found[4] == found[8], name
+        assert all(of == found[1] for of in found.values()), name
         with mock.patch.object(jax, "device_count", lambda: 2), runs.Session(config, folder / name, quiet=True) as s:
             s.train(until=3)
         assert checkpoint.digests(trained(config, folder / name).ts) == found[1], name

@@ -138,13 +138,11 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
     ("n", "args"),
     [
         (4, ("--config.model.norm=batch",)),  # its statistics are of the rows of all
-        (2, ("--config.mesh.fsdp=4", "--config.model.hidden=(256,)")),
+        (2, ("--config.mesh.fsdp=4", "--config.model.hidden=(256,)", "--config.microbatches=2")),
         (2, ("--config.mesh.model=4", "--config.model.hidden=(256,)")),  # matrices cut between processes
-        (2, ("--config.seeds=4", "--config.mesh.seed=4", "--config.order=own")),
-        (2, ("--config.steps_per_call=5",)),
+        (2, ("--config.seeds=4", "--config.mesh.seed=4", "--config.order=own", "--config.steps_per_call=5")),
         (2, ("--config=configs/char_lm.py:lstm", *CARRY)),  # states of rows that go on from batch to batch
-        (2, ("--config.reduction=fixed", "--config.mesh.data=4")),
-        (2, ("--config.microbatches=2", "--config.techniques=('mixup',)")),
+        (2, ("--config.reduction=fixed", "--config.mesh.data=4", "--config.techniques=('mixup',)")),
     ],
 )
 def test_any_mesh_over_processes(n: int, args: tuple[str, ...], tmp_path: Path) -> None:
@@ -162,7 +160,7 @@ def test_each_process_reads_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1, 2])
+@pytest.mark.parametrize("victim", [0, 2])
 def test_when_one_is_killed_none_waits_and_all_of_them_go_on(victim: int, tmp_path: Path) -> None:
     """kill -9 of one of three; then as many processes, or as many devices in one, end as if nothing had been."""
     forever = ("--config.train_for=100000 steps", "--config.optimizer.schedule=constant")
