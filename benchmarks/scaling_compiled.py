@@ -184,7 +184,7 @@ def compiled(case: Case) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from umbrella.parallel import Placement
+    from umbrella.placement import Placement
     from umbrella.runs import Session
 
     letters = [chr(0x4E00 + i) for i in range(SHAPE["words"] - SPECIAL)]

@@ -12,8 +12,8 @@ characters are test, every one scored with what stands before it; nats per chara
     lstm, 955,206 parameters, 12 epochs    41 minutes    1.570    n-grams by Kneser-Ney of 5: 1.632, of 6: 1.593
     gpt, 1,248,710 parameters, 5 epochs   7 minutes    1.537    with nothing beside it
 
-Other trainings of the GPT were no better: 10 epochs (1.539; validation was best after 8 of them), 9 epochs with dropout
-(1.556), smaller batches (1.577), AdamW (1.634).
+Other trainings of the GPT were no better: 10 epochs (1.539), 9 epochs with dropout (1.556), smaller batches
+(1.577), AdamW (1.634).
 """
 
 from ml_collections import ConfigDict

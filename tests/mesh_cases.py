@@ -11,7 +11,7 @@ import numpy as np
 
 import umbrella as um
 from benchmarks import scaling_compiled
-from umbrella import checkpoint, parallel, runs
+from umbrella import checkpoint, parallel, placement, runs
 
 tmap = jax.tree.map
 
@@ -124,7 +124,7 @@ def parameters_come_to_the_rows(folder: Path) -> None:
         return sum(kind["sent"] for kind in found.values())
 
     assert sent(32, "pinned") < 1.1 * sent(8, "pinned")
-    with mock.patch.object(parallel.Placement, "pinning", False):
+    with mock.patch.object(placement.Placement, "pinning", False):
         assert sent(32, "left") > 2 * sent(8, "left")
 
 
@@ -254,7 +254,9 @@ def several_steps_a_call(folder: Path) -> None:
     ):
         config = images(**more, **how)
         one = trained({**config, "steps_per_call": 1}, folder / f"{i}-1")
-        with mock.patch.object(parallel.Placement, "slot", autospec=True, side_effect=parallel.Placement.slot) as slot:
+        with mock.patch.object(
+            placement.Placement, "slot", autospec=True, side_effect=placement.Placement.slot
+        ) as slot:
             three = trained({**config, "steps_per_call": 3}, folder / f"{i}-3")
         assert [c.kwargs["steps"] for c in slot.call_args_list if "steps" in c.kwargs].count(3) == 6, how
         assert far(one, three) < 1e-6, (how, far(one, three))

@@ -33,7 +33,7 @@ from tests.helpers import (
     slow_but,
     tmap,
 )
-from umbrella import attacks, losses, metrics, parallel, transforms
+from umbrella import attacks, losses, metrics, parallel, placement, transforms
 from umbrella.checkpoint import Checkpoints
 from umbrella.gradients import grad_of, microbatch
 from umbrella.models import MLP, VAE, Autoencoder
@@ -497,7 +497,7 @@ def test_two_devices_equal_one(name: str) -> None:
     start = fresh(objective, step, batch=row.batch())
     ends = []
     for n in (1, 2):
-        place = parallel.Placement(parallel.mesh(n))
+        place = placement.Placement(parallel.mesh(n))
         ts = place.state(copy(start))
         run = train_step(step, jit=place.jit(ts))
         for _ in range(3):

@@ -13,7 +13,7 @@ from tests.helpers import gap
 from tests.test_evaluation import FULL, KEY, PARAMS, VIEW, batches
 from tests.test_objective import Recall, filled
 from tests.test_pipelines import vision
-from umbrella import evaluation, losses, metrics, parallel, pipelines
+from umbrella import evaluation, losses, metrics, parallel, pipelines, placement
 from umbrella.environment import CompileMeter
 from umbrella.evaluation import evaluate
 from umbrella.metrics import Mean
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(jax.device_count() < 2, reason="needs two device
 tmap = jax.tree.map
 
 
-def place(lanes: Any = None) -> parallel.Placement:
-    return parallel.Placement(parallel.mesh(2), lanes=lanes)
+def place(lanes: Any = None) -> placement.Placement:
+    return placement.Placement(parallel.mesh(2), lanes=lanes)
 
 
 # ---------------------------------------------------------------------------------------------------------- evaluation

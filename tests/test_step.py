@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from tests.helpers import bits, context, copy, gap, rows, tmap
 from tests.test_objective import Recall, filled
-from umbrella import losses, metrics, parallel
+from umbrella import losses, metrics, parallel, placement
 from umbrella.gradients import grad_of, microbatch
 from umbrella.metrics import Mean
 from umbrella.models import MLP
@@ -201,7 +201,7 @@ def test_every_device_computes_its_share_of_a_part(how: str) -> None:
     batch = {"x": np.zeros((256, 64), np.float32), "y": np.zeros(256, np.int32)}
     ts, work = create(o.init, step, jax.random.key(0), batch), []
     for n in (1, 2):
-        place = parallel.Placement(parallel.mesh(n))
+        place = placement.Placement(parallel.mesh(n))
         run = train_step(step, jit=place.jit(ts))
         work.append(run.lower(ts, {}, {}, batch).compile().cost_analysis()["flops"])
     assert work[0] > 1e6  # so there is something to share

@@ -58,6 +58,7 @@ _MODULES = [
     "parallel",
     "phases",
     "pipelines",
+    "placement",
     "report",
     "robustness",
     "runs",

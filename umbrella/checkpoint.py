@@ -161,12 +161,7 @@ class Checkpoints:
         """
         self.wait()
         wanted = _leaves(template)
-
-        def checked() -> tuple[int, dict[str, Any]] | None:
-            found = _verified(self.directory, step, wanted, on_corrupt=self._set_aside)
-            return None if found is None else (found[1].step, found[1].meta)
-
-        found = distributed.told_by_first(checked, raises=_ERRORS)
+        found = _chosen(self.directory, step, wanted, on_corrupt=self._set_aside)
         if found is not None:
             self._own = {found[0]}
             logging.info("restored step %d from %s", found[0], self.directory)
@@ -355,12 +350,7 @@ def restore_params(
         return path.split("/")[0] in names and not any(_under(path, prefix) for prefix in fresh)
 
     wanted = {path: x for path, x in every.items() if is_looked_up(path)}
-
-    def checked() -> tuple[int, dict[str, Any]] | None:
-        found = _verified(directory, step, wanted, scope=is_looked_up)
-        return None if found is None else (found[1].step, found[1].meta)
-
-    found = distributed.told_by_first(checked, raises=_ERRORS)
+    found = _chosen(directory, step, wanted, scope=is_looked_up)
     if found is None:
         raise NothingVerified(f"no verified checkpoint in {directory}")
     kept = {path: jnp.copy(x) for path, x in every.items() if path not in wanted}
@@ -418,6 +408,19 @@ def read_meta(directory: Path, step: int | None = None) -> dict[str, Any] | None
             if step is not None:
                 raise
     return None
+
+
+def _chosen(
+    directory: Path, step: int | None, wanted: Mapping[str, Any], **how: Any
+) -> tuple[int, dict[str, Any]] | None:
+    """(step, meta) of `_verified`, which the first process alone looks for; it tells the others."""
+
+    def look() -> tuple[int, dict[str, Any]] | None:
+        found = _verified(directory, step, wanted, **how)
+        return None if found is None else (found[1].step, found[1].meta)
+
+    told = distributed.told_by_first(look, raises=_ERRORS)
+    return None if told is None else (told[0], told[1])
 
 
 def _verified(

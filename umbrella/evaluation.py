@@ -32,7 +32,7 @@ def evaluate(
       view: parameters and state, with a leading axis [K] on every leaf when lanes is K.
       batches: dicts of arrays, all of one shape; the last is padded, with mask 0 on the padding. One compilation.
       key: batch i draws from fold_in(key, i), the same for every lane. Noise therefore depends on the size of a batch.
-      put: places a batch, such as `umbrella.parallel.Placement.rows`: without it each of several devices computes all
+      put: places a batch, such as `umbrella.placement.Placement.rows`: without it each of several devices computes all
         rows, with it each computes its share. The view must then lie on the same devices, replicated or by lanes.
 
     Returns:

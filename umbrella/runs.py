@@ -18,7 +18,18 @@ import jax
 import numpy as np
 from absl import logging
 
-from umbrella import artifacts, cleaning, distributed, environment, parallel, pipelines, profiling, report, settings
+from umbrella import (
+    artifacts,
+    cleaning,
+    distributed,
+    environment,
+    parallel,
+    pipelines,
+    placement,
+    profiling,
+    report,
+    settings,
+)
 from umbrella._report.text import direction
 from umbrella.blame import first_bad_leaf
 from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, read_meta, restore_params, saved_paths
@@ -120,7 +131,7 @@ class Session:
             parallel.check_mapped(shapes, self.mesh, run, self.experiment.settings["microbatches"])
         rules = self._rules(shapes)
         how: dict[str, Any] = {"rules": rules, "compiler": compiler, "offload": run.offload}
-        self.place = parallel.Placement(self.mesh, lanes=self.mode_of_lanes, **how)
+        self.place = placement.Placement(self.mesh, lanes=self.mode_of_lanes, **how)
         self.frozen = self.place.replicated(self.experiment.frozen)
         self._share = self.place.share(run.batch_size) if distributed.several() else None
         self._data = self.experiment.train_data
@@ -635,13 +646,11 @@ class Session:
         told = self.experiment.evals[name]
         key = jax.random.key(EVAL_KEY)
         put: Any = None if self.place.alone else self.place.rows
-        found, frozen = told.batches, self.experiment.frozen
-        if distributed.several():
-            frozen = self.frozen
-            if isinstance(found, batches):
-                share = self.place.share(found.size)
-                found, put = found.share(share), partial(self.place.rows, share=share)
-        out = evaluate(told.objective, view, found, key, frozen=frozen, lanes=self.lanes, put=put)
+        found = told.batches
+        if distributed.several() and isinstance(found, batches):
+            share = self.place.share(found.size)
+            found, put = found.share(share), partial(self.place.rows, share=share)
+        out = evaluate(told.objective, view, found, key, frozen=self.frozen, lanes=self.lanes, put=put)
         return {k: np.asarray(v) if self.lanes else v for k, v in out.items()}
 
     def evaluate_all(self, ts: TrainState) -> dict[str, dict[str, Any]]:

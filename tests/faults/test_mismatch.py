@@ -115,11 +115,11 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from pathlib import Path
-from umbrella import parallel
+from umbrella import parallel, placement
 from umbrella.checkpoint import Checkpoints, digests
 
 def on(n, tree):
-    return parallel.Placement(parallel.mesh(n), lanes=False).replicated(tree) if n > 1 else tree
+    return placement.Placement(parallel.mesh(n), lanes=False).replicated(tree) if n > 1 else tree
 
 assert jax.device_count() == 8
 make = lambda: {"w": jax.random.normal(jax.random.key(0), (64, 3)), "n": jnp.int32(7), "key": jax.random.key(3)}
