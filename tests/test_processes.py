@@ -24,9 +24,7 @@ from umbrella.data import Arrays, Share, batches, streaming
 from umbrella.manifest import survey
 from umbrella.settings import SettingsError
 
-QUICK = (
-    "--config=configs/mlp.py",
-    "--config.model.hidden=(32,)",
+SHORT = (
     "--config.evals={'test': ()}",
     "--config.baselines=False",
     "--config.log_every=10 steps",
@@ -34,9 +32,15 @@ QUICK = (
     "--config.checkpoint_every=20 steps",
     "--config.train_for=40 steps",
 )
-
-
-CARRY = ("--config.model.width=16", "--config.batch_size=8", "--config.eval_batch_size=8", "--config.sample.length=5")
+MLP = ("--config=configs/mlp.py", "--config.model.hidden=(32,)")
+QUICK = (*MLP, *SHORT)
+CARRY = (
+    "--config=configs/char_lm.py:lstm",
+    "--config.model.width=16",
+    "--config.batch_size=8",
+    "--config.eval_batch_size=8",
+    "--config.sample.length=5",
+)
 NOISE = r"^\[Gloo\]|resource_tracker"  # of libraries: of Gloo's, and of Grain's that it leaves for Python to clean up
 
 
@@ -95,9 +99,9 @@ def lines(workdir: Path, split: str) -> list[dict[str, Any]]:
     return [line for line in told if line["split"] == split]
 
 
-def together(n: int, folder: Path, name: str, *args: str, **kw: Any) -> Path:
+def together(n: int, folder: Path, name: str, *args: str, what: Sequence[str] = MLP, **kw: Any) -> Path:
     workdir = folder / name
-    with group(n, folder / f"{name}-said", workdir, *QUICK, *args, **kw) as g:
+    with group(n, folder / f"{name}-said", workdir, *what, *SHORT, *args, **kw) as g:
         ended = g.ends()
         assert ended == [0] * n, "\n".join(g.said(i)[-2000:] for i in range(n))
         assert "from scratch" in g.said(0) or "Resuming" in g.said(0)
@@ -135,19 +139,19 @@ def test_two_processes_are_one_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("n", "args"),
+    ("n", "what", "args"),
     [
-        (4, ("--config.model.norm=batch",)),  # its statistics are of the rows of all
-        (2, ("--config.mesh.fsdp=4", "--config.model.hidden=(256,)", "--config.microbatches=2")),
-        (2, ("--config.mesh.model=4", "--config.model.hidden=(256,)")),  # matrices cut between processes
-        (2, ("--config.seeds=4", "--config.mesh.seed=4", "--config.order=own", "--config.steps_per_call=5")),
-        (2, ("--config=configs/char_lm.py:lstm", *CARRY)),  # states of rows that go on from batch to batch
-        (2, ("--config.reduction=fixed", "--config.mesh.data=4", "--config.techniques=('mixup',)")),
+        (4, MLP, ("--config.model.norm=batch",)),  # its statistics are of the rows of all
+        (2, MLP, ("--config.mesh.fsdp=4", "--config.model.hidden=(256,)", "--config.microbatches=2")),
+        (2, MLP, ("--config.mesh.model=4", "--config.model.hidden=(256,)")),  # matrices cut between processes
+        (2, MLP, ("--config.seeds=4", "--config.mesh.seed=4", "--config.order=own", "--config.steps_per_call=5")),
+        (2, CARRY, ()),  # states of rows that go on from batch to batch
+        (2, MLP, ("--config.reduction=fixed", "--config.mesh.data=4", "--config.techniques=('mixup',)")),
     ],
 )
-def test_any_mesh_over_processes(n: int, args: tuple[str, ...], tmp_path: Path) -> None:
+def test_any_mesh_over_processes(n: int, what: tuple[str, ...], args: tuple[str, ...], tmp_path: Path) -> None:
     """Four devices each time, in one process and in several."""
-    one, several = (together(k, tmp_path, str(k), *args, devices=4 // k) for k in (1, n))
+    one, several = (together(k, tmp_path, str(k), *args, what=what, devices=4 // k) for k in (1, n))
     same(one, several)
 
 
