@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "docstrings") -> ConfigDict:
-    if variant not in ("docstrings", "shakespeare"):
-        raise ValueError(f"configs/bert.py:{variant}: no such variant (one of: docstrings, shakespeare)")
+    if variant not in ("docstrings", "shakespeare", "cloze"):
+        raise ValueError(f"configs/bert.py:{variant}: no such variant (one of: cloze, docstrings, shakespeare)")
     c = ConfigDict()
     c.pipeline = "language"
     c.task, c.hidden = "masked", 0.15
@@ -41,4 +41,8 @@ def get_config(variant: str = "docstrings") -> ConfigDict:
     if variant == "shakespeare":
         c.data.name, c.data.path = "shakespeare", "data/shakespeare.txt"
         c.train_for = "20 epochs"
+    if variant == "cloze":
+        c.hidden, c.length, c.batch_size, c.eval_batch_size = 0.0, 128, 32, 32
+        c.model = dict(name="cloze", width=128, layers=4, heads=4, positions="rotary", dropout=0.0)
+        c.train_for = "6 epochs"
     return c

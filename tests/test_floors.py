@@ -18,8 +18,9 @@ FLOORS = {
     2: "attacks bounds objective transforms",
     3: "gradients loss_scale optim phases step train_state",
     4: (
-        "artifacts baselines blame checkpoint cleaning compare data environment evaluation experiment "
-        "frechet loop memory parallel placement profiling report robustness smoothing text_baselines workdir writers"
+        "answers artifacts baselines blame checkpoint cleaning compare data environment evaluation experiment "
+        "frechet loop memory parallel placement profiling report robustness smoothing starting summary "
+        "text_baselines workdir writers"
     ),
     5: "pipelines runs",
     6: "cli diagnose preflight table verify",

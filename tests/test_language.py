@@ -22,6 +22,7 @@ WORDS = ["".join(chr(97 + (3 * i + k) % 26) for k in range(1 + i % 5)) for i in 
 GPT = dict(name="gpt", width=16, layers=1, heads=2)
 LSTM = dict(name="recurrent_lm", width=12)
 BERT = dict(name="bert", width=16, layers=1, heads=2)
+CLOZE = {**BERT, "name": "cloze"}
 
 
 @pytest.fixture
@@ -209,6 +210,35 @@ def test_hidden_tokens_are_those_of_the_split(text: str) -> None:
     np.testing.assert_array_equal(np.concatenate(asked), ex.dataset.test.tokens)
 
 
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_cloze_never_sees_what_it_tells(positions: str) -> None:
+    """Another token at one place changes what is said of every other place, not a bit of what is said there."""
+    net = models.Cloze(words=20, length=9, width=8, layers=2, heads=2, positions=positions)
+    x = jax.random.randint(KEY, (1, 9), 1, 19)
+    params = jax.tree.map(lambda a: a + 0.3 * jax.random.normal(KEY, a.shape), net.init(KEY, x, train=False))
+    say = jax.jit(lambda x: net.apply(params, x, train=False)[0])
+    before = say(x)
+    for place in range(9):
+        moved = jnp.abs(say(x.at[0, place].add(1)) - before).max(-1)
+        assert moved[place] == 0 and float(moved.at[place].set(1).min()) > 1e-4, place
+
+
+def test_every_token_of_test_is_a_hidden_one_for_cloze(text: str) -> None:
+    """Its loss on test is that of one hidden token at a time, at every place, by the windows of evaluation."""
+    ex = pipelines.build(config(text, CLOZE, task="masked", hidden=0.0))
+    view = start(ex)
+    told = um.evaluate(ex.evals["test"].objective, view, ex.evals["test"].batches, KEY)
+    words = tokenizers.from_json(ex.kept["tokenizer"]).size
+    nats, net = [], models.Cloze(words=words, length=16, width=16, layers=1, heads=2)
+    for batch in ex.evals["test"].batches:
+        for t in range(batch["x"].shape[1]):
+            hidden = jnp.asarray(batch["x"]).at[:, t].set(tokenizers.MASK)
+            out = net.apply({"params": view.params["model"]}, hidden, train=False)[:, t]
+            nats.append(np.asarray(um.losses.cross_entropy(out, batch["y"][:, t]))[batch["mask"][:, t] > 0])
+    assert sum(map(len, nats)) == len(ex.dataset.test.tokens)
+    assert told["loss"] == pytest.approx(np.concatenate(nats).mean(), rel=1e-5)
+
+
 def test_one_hidden_token_of_bigrams_by_hand() -> None:
     """P(t | l, r) is P(t | l) P(r | t) over its sum."""
     rng = np.random.default_rng(0)
@@ -226,7 +256,15 @@ def test_one_hidden_token_of_bigrams_by_hand() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "more"), [(GPT, {}), (LSTM, {"seeds": 2}), (BERT, {"task": "masked"})])
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        (GPT, {}),
+        (LSTM, {"seeds": 2}),
+        (BERT, {"task": "masked"}),
+        (CLOZE, {"task": "masked", "hidden": 0.0}),
+    ],
+)
 def test_from_a_config_to_a_report(text: str, tmp_path: Any, model: Any, more: Any) -> None:
     result = um.run(config(text, model, **more), workdir=str(tmp_path / "run"), quiet=True)
     assert result.summary["status"] == "finished" and result.summary["baselines"]["kneser_ney_2"]
@@ -245,6 +283,9 @@ def test_from_a_config_to_a_report(text: str, tmp_path: Any, model: Any, more: A
         (dict(model=dict(name="gpt", heads=3, width=16)), "3 heads do not divide a width of 16"),
         (dict(model=dict(name="gpt", heads=2, width=6, positions="rotary")), "odd one"),
         (dict(model=BERT), "'bert' is not for the task 'next'"),
+        (dict(model=CLOZE), "'cloze' is not for the task 'next'"),
+        (dict(model=CLOZE, task="masked"), "config.hidden: 0.15: the model 'cloze' needs no token hidden"),
+        (dict(model=BERT, task="masked", hidden=0.0), "config.hidden: 0: the model 'bert' learns from hidden tokens"),
         (dict(model=dict(name="gtp")), "did you mean 'gpt'"),
         (dict(tokens="bpe"), "config.vocabulary: byte pairs need"),
         (dict(length=5000), "config.length"),
@@ -270,7 +311,7 @@ def test_byte_pairs_count_characters(text: str) -> None:
     tokens = len(ex.dataset.test.tokens)
     characters = len(pathlib.Path(text).read_text()) // 10
     assert told["bits_per_character"] == pytest.approx(told["loss"] * tokens / characters / np.log(2), rel=0.01)
-    assert language.GIVEN.keys() == {"gpt", "recurrent_lm", "bert"}
+    assert language.GIVEN.keys() == {"gpt", "recurrent_lm", "bert", "cloze"}
 
 
 def test_a_classifier_has_the_network_of_the_masked_model() -> None:

@@ -19,6 +19,7 @@ from umbrella.checkpoint import Mismatch, fits_newest, read_meta
 from umbrella.parallel import AXES, paths_of
 from umbrella.runs import Session
 from umbrella.settings import SettingsError
+from umbrella.starting import check_kept
 from umbrella.workdir import check_same
 
 MOST_ARRAYS = 30
@@ -62,7 +63,7 @@ def preflight(config: Mapping[str, Any], workdir: str | os.PathLike[str] | None,
                 f"--workdir={workdir}: its checkpoint is of another program: {told[1].strip()}{more}"
             ) from None
         if found is not None:
-            run.check_kept((read_meta(home / "checkpoints") or {}).get("kept", {}), home)
+            check_kept(run.experiment.kept, (read_meta(home / "checkpoints") or {}).get("kept", {}), home)
         compiled = lowered.compile()
         needs = _needs(run, ts, compiled, home)
         page = _page(run, ts, compiled, needs, found)

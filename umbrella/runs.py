@@ -19,6 +19,7 @@ import numpy as np
 from absl import logging
 
 from umbrella import (
+    answers,
     artifacts,
     cleaning,
     distributed,
@@ -29,25 +30,25 @@ from umbrella import (
     profiling,
     report,
     settings,
+    summary,
 )
 from umbrella._report.text import direction
 from umbrella.blame import first_bad_leaf
-from umbrella.checkpoint import Checkpoints, Mismatch, NothingVerified, read_meta, restore_params, saved_paths
-from umbrella.data import batches, overlap
+from umbrella.checkpoint import Checkpoints, Mismatch
+from umbrella.data import batches
 from umbrella.data.streams import stacked
-from umbrella.data.texts import read_text
 from umbrella.evaluation import evaluate
 from umbrella.experiment import Experiment
 from umbrella.lock import STALE, Lock
 from umbrella.loop import Cadence, Compiled, Diverged, Feed, Hooks, Outcome, Window, compile_step, fit, steps_per_call
 from umbrella.objective import Ctx, View
 from umbrella.settings import SettingsError, near
+from umbrella.starting import check_kept, graft, scratch, seeds_of
 from umbrella.step import Side, program
-from umbrella.train_state import TrainState, create, parameter_count
-from umbrella.workdir import Claim, claim, config_hash, jsonable, plain, summarise, write_json
+from umbrella.train_state import TrainState, parameter_count
+from umbrella.workdir import Claim, claim, config_hash, jsonable, plain, write_json
 from umbrella.writers import JsonlWriter, TensorBoardWriter, Terminal, Writers
 
-SECONDS = ("total", "compile", "step", "data_wait", "evaluate", "checkpoint")
 HIDDEN = ("objective", "grad_norm", "skipped")  # from the terminal; the files have them
 WHILE_TRAINING = ("train_eval", "validation")  # the evaluations at a cadence; the others are made once, at the end
 MOST_ROLLBACKS = 10  # without a checkpoint in between
@@ -119,12 +120,12 @@ class Session:
             raise SettingsError(f"--init_from={init_from}: no checkpoints there; give the workdir of a run")
         self.experiment = pipelines.build(self.config)
         run = self.experiment.run
-        self.seeds = tuple(run.seed + k for k in range(run.seeds))
+        self.seeds = seeds_of(run)
         self.lanes = run.seeds if run.seeds > 1 else None
         there = {"devices": jax.device_count(), "seeds": run.seeds}
         self.mesh = parallel.mesh(settings.call(parallel.shape_of, run.mesh, "mesh.", there))
         parallel.check_divides(run.batch_size, self.mesh)
-        shapes = jax.eval_shape(self._create, self.experiment.train_data.resident)
+        shapes = jax.eval_shape(partial(scratch, self.experiment), self.experiment.train_data.resident)
         compiler = parallel.compiler(run)
         parallel.check_offload(run)
         if compiler != "jit":
@@ -262,8 +263,8 @@ class Session:
         self.checkpoints.wait()
         if self._trace is not None and ended is None:
             self._tell_profile(ts, resident, *step)
-        summary = self._finish(ts, "finished" if ended is None else "interrupted", spent, start, ended, trained)
-        return Result(ts, self.history, summary, self.workdir, ex)
+        told = self._finish(ts, "finished" if ended is None else "interrupted", spent, start, ended, trained)
+        return Result(ts, self.history, told, self.workdir, ex)
 
     def _fit(
         self,
@@ -324,7 +325,7 @@ class Session:
                 return
             devices = self.mesh.size // jax.process_count()  # those that the trace tells of
             made = profiling.costliest(self._trace.folder, self._trace.steps, texts, devices=devices)
-            artifacts.save(self.workdir / "artifacts", "costliest", made)
+            artifacts.save(self._artifacts, "costliest", made)
         except Exception as error:
             logging.exception("--profile")
             self._say(f"Note: --profile: there is a trace but no table of it: {type(error).__name__}: {error}")
@@ -338,14 +339,14 @@ class Session:
 
     def start(self, resident: Any, *, say: bool = True) -> tuple[TrainState, int]:
         """The state to go on from and its step. Order of precedence: resume, init_from, scratch; it says which."""
-        template = self.place.template(jax.eval_shape(lambda: self._create(resident)))
+        template = self.place.template(jax.eval_shape(lambda: scratch(self.experiment, resident)))
         try:
             found = self.checkpoints.restore(template)
         except Mismatch as error:
             raise SettingsError(f"--workdir={self.workdir}: its checkpoint is of another program: {error}") from None
         if found is not None:
             ts, meta = self.place.state(found[0]), found[1]
-            self.check_kept(meta.get("kept", {}), self.workdir)
+            check_kept(self.experiment.kept, meta.get("kept", {}), self.workdir)
             self.rollbacks = self.rollbacks or list(meta.get("rollbacks", []))
             if self._patience and meta.get("best"):
                 self._best = (float(meta["best"][0]), int(meta["best"][1]))
@@ -362,96 +363,19 @@ class Session:
             return ts, step
         if self.experiment.run.fresh and self.init_from is None:
             raise SettingsError("config.fresh: is about what is not taken from another run; give --init_from=DIR")
-        ts = self.place.create(self._create, resident)
+        ts = self.place.create(partial(scratch, self.experiment), resident)
         if self.init_from is not None:
-            ts = self._graft(ts, self.init_from)
+            ts = graft(self.experiment, ts, self.init_from, self._say)
             self._say(f"Starting {self.workdir} from the parameters of {self.init_from}.", say)
         else:
             self._say(f"Starting {self.workdir} from scratch.", say)
         return self.place.state(ts), 0
-
-    def check_kept(self, kept: Mapping[str, Any], workdir: Path) -> None:
-        """That what a checkpoint keeps beside arrays is what is used now: numbers mean no words without it.
-
-        Raises:
-          SettingsError: it is not.
-        """
-        now = json.loads(json.dumps(self.experiment.kept))
-        if lost := sorted(k for k in {*now, *kept} if now.get(k) != kept.get(k)):
-            raise SettingsError(
-                f"--workdir={workdir}: its checkpoint was made with another {lost[0]}, so the data have changed; "
-                "use another workdir"
-            )
-
-    def _check_taken(self, other: Path) -> None:
-        """That embeddings that are taken over are of the same words."""
-        kept = (read_meta(other / "checkpoints") or {}).get("kept", {})
-        now = json.loads(json.dumps(self.experiment.kept))
-        if any("embedding" in path for path in self.experiment.run.fresh):
-            return
-        if lost := sorted(k for k in {*now} & {*kept} if now[k] != kept[k]):
-            raise SettingsError(
-                f"--init_from={other}: its {lost[0]} is another, so its embeddings are of other words; take it over by "
-                "config.tokenizer, or leave config.fresh=model/embedding and the head out of what is taken"
-            )
 
     def _rules(self, ts: TrainState) -> parallel.Rules:
         """By which arrays are cut: the user's rules and ours."""
         lead = int(self.lanes is not None)
         paths = {k: v.shape[lead:] for k, v in parallel.paths_of(ts.params).items()}
         return parallel.rules_of(self.experiment.run.shard, paths)
-
-    def _create(self, resident: Any) -> TrainState:
-        ex = self.experiment
-
-        def one(key: jax.Array, slot: Any) -> TrainState:
-            return create(ex.init, ex.step, key, ex.train_data.fetch(resident, slot), ex.frozen)
-
-        slot = ex.train_data.slot(self.seeds[0], 0)
-        if self.lanes is None:
-            return one(jax.random.key(self.seeds[0]), slot)
-        keys = jax.vmap(jax.random.key)(np.asarray(self.seeds, np.uint32))
-        if self.experiment.run.order == "shared":
-            return jax.vmap(one, (0, None))(keys, slot)
-        # What is measured at initialisation, a whitening say, is measured on the batch that the run alone would see.
-        slots = [slot, *(ex.train_data.slot(seed, 0) for seed in self.seeds[1:])]
-        return jax.vmap(one)(keys, jax.tree.map(lambda *rows: np.stack(rows), *slots))
-
-    def _graft(self, ts: TrainState, other: Path) -> TrainState:
-        try:
-            saved = saved_paths(other / "checkpoints")
-            scopes = [f"{part}/{k}" for part in ("params", "state") for k in getattr(ts, part)]
-            added = [s for s in scopes if not any(path.startswith(s + "/") for path in saved)]  # by LoRA, say
-            found, _ = restore_params(
-                other / "checkpoints", View(ts.params, ts.state), fresh=[*added, *self._fresh(ts)]
-            )
-            self._check_taken(other)
-            if added:
-                self._say(f"Not in {other}, so made anew: {', '.join(added)}.")
-        except Mismatch as error:
-            hint = "; what is not to be taken over is named by config.fresh, such as --config.fresh=model/head"
-            raise SettingsError(f"--init_from={other}: {error}{hint}") from None
-        except NothingVerified as error:
-            raise SettingsError(f"--init_from={other}: {error}") from None
-        ts = ts.replace(params=found.params, state=found.state)
-        if ts.ema is not None:
-            ema = View({k: ts.params[k] for k in ts.ema.params}, {k: ts.state[k] for k in ts.ema.state})
-            ts = ts.replace(ema=ema)
-        return jax.tree.map(jax.numpy.copy, ts)
-
-    def _fresh(self, ts: TrainState) -> list[str]:
-        """config.fresh as paths of params and state."""
-        out = []
-        leaves = jax.tree_util.tree_leaves_with_path({"params": ts.params, "state": ts.state})
-        paths = [jax.tree_util.keystr(keys, simple=True, separator="/") for keys, _ in leaves]
-        for prefix in self.experiment.run.fresh:
-            named = [f"{part}/{prefix}" for part in ("params", "state")]
-            named = [p for p in named if any(f"{path}/".startswith(f"{p}/") for path in paths)]
-            if not named:
-                inside = {path.partition("/")[2].rpartition("/")[0] for path in paths}
-                raise SettingsError(f"config.fresh: there is no {prefix!r}{near(prefix, sorted(inside))}")
-            out += named
-        return out
 
     def compile(self, ts: TrainState, resident: Any, cadence: Cadence) -> tuple[dict[int, Compiled], Window]:
         """The program of one step, and the one of several steps when a step is small; compiled when first called."""
@@ -480,7 +404,7 @@ class Session:
         made and nothing is put on a device but a step's slot."""
         ex, d = self.experiment, self.experiment.durations
         resident = jax.eval_shape(lambda: jax.tree.map(jax.numpy.asarray, ex.train_data.resident))
-        ts = self.place.template(jax.eval_shape(self._create, resident))
+        ts = self.place.template(jax.eval_shape(partial(scratch, ex), resident))
         cadence = Cadence(d.steps(ex.run.log_every), d.steps(ex.run.eval_every), d.steps(ex.run.checkpoint_every))
         programs, window = self.compile(ts, resident, cadence)
         slot = self.place.slot(self._slot(0))
@@ -664,19 +588,7 @@ class Session:
 
     def summarised(self) -> dict[str, Any]:
         """The results so far, as in summary.json."""
-        return {name: summarise(self._of_trainings(m)) for name, m in self.results.items()}
-
-    def _of_trainings(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
-        """Where several lanes are one training, their mean: the spread over its parts is none over seeds."""
-        k = self.experiment.lanes_each
-
-        def of(value: Any) -> Any:
-            if k == 1 or np.ndim(value) != 1 or len(value) != len(self.seeds):
-                return value
-            each = np.asarray(value, np.float64).reshape(-1, k).mean(1)
-            return each if len(each) > 1 else float(each[0])
-
-        return {name: of(value) for name, value in metrics.items()}
+        return summary.metrics_of(self.experiment, self.results)
 
     def review(self, ts: TrainState) -> list[Path]:
         """What the pipeline says of all seeds side by side: adds to the results, makes the artifacts, returns these."""
@@ -696,7 +608,7 @@ class Session:
         for name in self._unwritten:
             self._write(step, name, self.results[name])  # nowhere but in the history when no training is going on
         self._unwritten = []
-        folder = self.workdir / "artifacts"
+        folder = self._artifacts
         for name, value in told.artifacts:
             artifacts.save(folder, name, value)
         if told.rows:
@@ -705,77 +617,29 @@ class Session:
         return [folder / entry["file"] for entry in artifacts.read_index(folder)]
 
     def predict(self, ts: TrainState) -> Path:
-        """Predictions for every row of the test split, as WORKDIR/artifacts/predictions.npz; by the first seed, or,
-        where lanes are parts of one training, by the lane whose part a row is of."""
-        ex = self.experiment
-        fn = jax.jit(ex.predict)
-
-        def told(view: View) -> dict[str, np.ndarray]:
-            parts, size, n = [], ex.run.eval_batch_size or ex.run.batch_size, len(ex.dataset.test)
-            for start in range(0, n, size):
-                index = np.arange(start, start + size).clip(max=n - 1)  # the last batch repeats a row
-                found = ex.dataset.test.__getitems__(index)
-                rows = {k: found[k] for k in ex.asks}
-                parts.append(jax.device_get(fn(view, rows, jax.random.key(EVAL_KEY))))
-            return {k: np.concatenate([p[k] for p in parts])[:n] for k in parts[0]}
-
-        view = ts.eval_view()
-        if ex.fold is None or self.lanes is None:
-            out = told(view if self.lanes is None else view.lane(0))
-        else:
-            lane = np.asarray(ex.dataset.test.column(ex.fold))
-            each = [told(view.lane(k)) for k in range(ex.lanes_each)]
-            out = {k: np.stack([t[k] for t in each])[lane, np.arange(len(lane))] for k in each[0]}
-        path = self.workdir / "artifacts" / "predictions.npz"
-        artifacts.save_arrays(path, out)
-        return path
+        """Predictions for every row of the test split, as WORKDIR/artifacts/predictions.npz."""
+        return answers.predictions(self.experiment, ts.eval_view(), jax.random.key(EVAL_KEY), self._artifacts)
 
     def read(self, ts: TrainState, path: Path) -> Path:
-        """What the first seed says of every line of a file of the user's that is not blank, as
-        WORKDIR/artifacts/answers.csv."""
-        ex = self.experiment
-        if ex.reader is None:
-            raise SettingsError(
-                f"--input: the pipeline {ex.settings['pipeline']!r} reads no lines of text; leave it out to predict "
-                "the rows of the test split"
-            )
-        self._check_data("--mode=predict")
-        encoding = ex.settings["data"].get("encoding") or "utf-8"
-        try:
-            lines = [line.strip() for line in read_text(path, encoding).split("\n")]  # as training texts are read
-        except SettingsError as error:
-            raise SettingsError(f"--input={error}") from None
-        if not (lines := [line for line in lines if line]):
-            raise SettingsError(f"--input={path}: no text in it; wanted one a line")
-        told = ex.reader(ts.eval_view() if self.lanes is None else ts.eval_view().lane(0), lines)
-        return artifacts.save_table(self.workdir / "artifacts" / "answers.csv", told)
+        """What the first seed says of every line of a file, as WORKDIR/artifacts/answers.csv."""
+        return answers.of_file(self.experiment, self._first(ts), self._trained_on, path, self._artifacts)
 
     def clean(self, ts: TrainState) -> cleaning.Cleaned:
-        """Every row of the set scored by the first seed, and told apart: see `umbrella.cleaning`."""
-        ex = self.experiment
-        if ex.scorer is None:
-            raise SettingsError(
-                f"--mode=clean: the pipeline {ex.settings['pipeline']!r} does not say how strange a row is; "
-                "train configs/vae.py on the set"
-            )
-        self._check_data("--mode=clean")
-        score = ex.scorer(ts.eval_view() if self.lanes is None else ts.eval_view().lane(0))
-        size = ex.run.eval_batch_size or ex.run.batch_size
-        folder = self.workdir / "artifacts"
-        made = cleaning.clean(
-            folder / "clean", ex.dataset, score, ex.asks, rate=ex.strange, where=ex.settings["data"], batch_size=size
-        )
-        artifacts.save(folder, "cleaning", made.table)
-        return made
+        """Every row of the set scored by the first seed, and told apart."""
+        return answers.cleaned(self.experiment, self._first(ts), self._trained_on, self._artifacts)
 
-    def _check_data(self, mode: str) -> None:
-        """Raises SettingsError where the set is another than the one that was trained on."""
-        data = self.experiment.dataset
-        if self._summary()["data"]["fingerprint"] != data.fingerprint:
-            raise SettingsError(
-                f"{mode}: {data.name} is not what it was when this run was trained on it; train on it in another "
-                "workdir"
-            )
+    def _first(self, ts: TrainState) -> View:
+        """What the first seed is evaluated with."""
+        return ts.eval_view() if self.lanes is None else ts.eval_view().lane(0)
+
+    @property
+    def _artifacts(self) -> Path:
+        return self.workdir / "artifacts"
+
+    @property
+    def _trained_on(self) -> str:
+        """The fingerprint of the data that the run in this workdir saw."""
+        return str(summary.read(self.workdir)["data"]["fingerprint"])
 
     def _finish(
         self,
@@ -807,66 +671,37 @@ class Session:
         return held[0] if held else dict(told)
 
     def _sum_up(self, told: Mapping[str, Any], seconds: Mapping[str, float], start: int) -> dict[str, Any]:
-        ex, status, step, trained = self.experiment, told["status"], told["step"], told["trained_to"]
-        baselines = ex.baselines() if ex.run.baselines and status == "finished" else {}
-        spent = {**seconds, "compile": self.meter.seconds, "total": time.perf_counter() - self.began}
-        made = (trained - start) * ex.run.batch_size * len(self.seeds)
-        data = ex.dataset
-        summary: dict[str, Any] = {
-            "status": status,
-            "config_name": self.name,
-            "workdir": str(self.workdir),
-            "command": self.command,
-            "step": step,
-            "trained_to": trained,  # later than step where patience ended and the best state is the result
-            "epochs": step * ex.run.batch_size / ex.durations.n_train,
-            "seeds": len(self.seeds),
-            "metrics": self.summarised(),
-            "baselines": baselines,
-            "better": ex.better,
-            "params": told["params"],
-            "compile_count": self.meter.count,
-            "examples_per_second": made / spent["step"] if spent["step"] > 0 else 0.0,
-            "seconds": {k: max(0.0, spent[k]) for k in SECONDS},
-            "peak_rss_mb": environment.peak_rss_mb(),
-            "device": environment.device(),
-            "versions": environment.versions(),
-            "git": environment.git_revision(),
-            "data": {
-                "name": data.name,
-                "source": data.source,
-                "fingerprint": data.fingerprint,
-                "n_train": len(data.train),
-                "n_validation": len(data.validation),
-                "n_test": len(data.test),
-                "overlap": overlap(data) if status == "finished" else None,
-            },
-        }
-        summary |= {"skipped": told["skipped"], "rollbacks": self.rollbacks}
-        if "signal" in told:
-            summary["signal"] = told["signal"]
-        write_json(self.workdir / "summary.json", summary)
+        ex = self.experiment
+        rivals = ex.baselines() if ex.run.baselines and told["status"] == "finished" else {}
+        made = summary.summary_of(
+            ex,
+            start=start,
+            metrics=self.summarised(),
+            baselines=rivals,
+            seconds={**seconds, "compile": self.meter.seconds, "total": time.perf_counter() - self.began},
+            config_name=self.name,
+            workdir=str(self.workdir),
+            command=self.command,
+            compile_count=self.meter.count,
+            rollbacks=self.rollbacks,
+            **told,
+        )
+        write_json(self.workdir / "summary.json", made)
         self._writers.close()
         report.write(self.workdir)
-        return summary
+        return made
 
     def amend(self) -> dict[str, Any]:
         """Puts the results so far into the summary of a run that is over, and writes its report anew."""
 
         def make() -> dict[str, Any]:
-            summary = self._summary()
-            summary["metrics"] |= self.summarised()
-            write_json(self.workdir / "summary.json", summary)
+            told = summary.read(self.workdir)
+            told["metrics"] |= self.summarised()
+            write_json(self.workdir / "summary.json", told)
             report.write(self.workdir)
-            return summary
+            return told
 
         return self._by_first(make)
-
-    def _summary(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads((self.workdir / "summary.json").read_text()))
-        except (OSError, json.JSONDecodeError):
-            raise SettingsError(f"--workdir={self.workdir}: no summary.json that can be read; train first") from None
 
     def _say(self, text: str, say: bool = True) -> None:
         logging.info("%s", text)

@@ -16,6 +16,7 @@ from tests.faults.kit import summary as summary_of
 from tests.helpers import bits
 from umbrella import losses, metrics, transforms
 from umbrella.loop import Diverged
+from umbrella.starting import scratch
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +34,7 @@ def poisoned(policy: str, *at: int, rows: slice = slice(None), where: str = "x",
 def restored(workdir: Path, step: int, settings: dict[str, Any]) -> Any:
     with um.runs.Session(settings, workdir, quiet=True) as session:
         resident = session.place.replicated(session.experiment.train_data.resident)
-        found = session.checkpoints.restore(jax.eval_shape(lambda: session._create(resident)), step=step)
+        found = session.checkpoints.restore(jax.eval_shape(lambda: scratch(session.experiment, resident)), step=step)
     assert found is not None
     return found[0]
 

@@ -10,7 +10,7 @@ from umbrella.models.critic import TokenDiscriminator
 from umbrella.models.fast import CifarFast
 from umbrella.models.filter import Filter
 from umbrella.models.gan import Discriminator, Generator
-from umbrella.models.language import BERT, GPT, RecurrentLM
+from umbrella.models.language import BERT, GPT, Cloze, RecurrentLM
 from umbrella.models.layers import Flatten, Sequential
 from umbrella.models.mlp import MLP
 from umbrella.models.recurrent import Recurrent
@@ -34,6 +34,7 @@ __all__ = [
     "Autoencoder",
     "Bag",
     "CifarFast",
+    "Cloze",
     "Discriminator",
     "Filter",
     "Flatten",
@@ -66,6 +67,7 @@ TABLE = {
     "bag": Bag,
     "bert": BERT,
     "cifar_fast": CifarFast,
+    "cloze": Cloze,
     "cnn": CNN,
     "filter": Filter,
     "gpt": GPT,

@@ -5,7 +5,7 @@ the last batch's ended unless they are fresh. The output is logits f32[B, T, V].
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -89,6 +89,58 @@ class BERT(nn.Module):
         tokens = x["tokens"] if isinstance(x, Mapping) else x
         embedding = nn.Embed(self.words, self.width, embedding_init=nn.initializers.normal(0.02), name="embedding")
         h = stack(self, causal=False)(embedding(tokens), there=(tokens > 0).astype(jnp.float32), train=train)
+        table = embedding.embedding if self.tied else None
+        return MaskedHead(self.words, self.activation, name="head")(h, table)
+
+
+class Cloze(nn.Module):
+    """Which token stands at every position, from all others of its row and never from itself: one causal Transformer
+    reads what stands before it, another what stands after it, from the end. i32[B, T] -> f32[B, T, V].
+
+    So nothing has to be hidden: every token of a row is a lesson, where a masked model has the hidden ones alone, and
+    what it learns from is what it will see. It has two stacks to compute for that, and the two sides meet only at the
+    end.
+
+    Attributes:
+      words, length, width, layers, heads, hidden, positions, dropout, activation, tied, remat, scan, precision: see
+        GPT; of each of the two stacks.
+
+    Source: Baevski et al. 2019, the two towers and their loss. Deviation: a perceptron puts the sides together, where
+    the paper has attention over all states of both.
+    """
+
+    words: Count
+    length: Count
+    width: Count = 128
+    layers: Count = 4
+    heads: Count = 4
+    hidden: Natural = 0
+    positions: Positions = "learned"
+    dropout: Fraction = 0.0
+    activation: Activation = "gelu"
+    tied: bool = True
+    remat: Remat = False
+    scan: bool = False
+    precision: Precision = "f32"
+
+    blind: ClassVar[bool] = True  # to the token that it tells
+
+    @nn.compact
+    def __call__(self, x: Any, *, train: bool) -> Array:
+        tokens = x["tokens"] if isinstance(x, Mapping) else x
+        embedding = nn.Embed(self.words, self.width, embedding_init=nn.initializers.normal(0.02), name="embedding")
+        edges = self.param("edges", nn.initializers.normal(0.02), (2, self.width))  # where nothing stands
+
+        def read(name: str, tokens: Array, edge: Array) -> Array:
+            first = jnp.broadcast_to(edge, (len(tokens), 1, self.width))
+            e = jnp.concatenate([first, embedding(tokens[:, :-1])], 1)
+            there = jnp.pad(tokens[:, :-1] > 0, ((0, 0), (1, 0)), constant_values=True).astype(jnp.float32)
+            return stack(self, causal=True, name=name)(e, there=there, train=train)
+
+        before = read("before", tokens, edges[0])
+        after = read("after", tokens[:, ::-1], edges[1])[:, ::-1]
+        h = ACTIVATIONS[self.activation](Dense(4 * self.width, name="both")(jnp.concatenate([before, after], -1)))
+        h = before + after + Dense(self.width, name="together")(h)
         table = embedding.embedding if self.tied else None
         return MaskedHead(self.words, self.activation, name="head")(h, table)
 
@@ -179,8 +231,8 @@ def decoder(net: Any, params: Any, rows: int) -> tuple[Callable[[Any, Array], tu
     return lambda cache, tokens: read({kind: cache}, tokens), cache
 
 
-def stack(of: Any, *, causal: bool) -> Transformer:
-    """The Transformer that a module with fields of these names consists of, called "transformer" in it."""
+def stack(of: Any, *, causal: bool, name: str = "transformer") -> Transformer:
+    """The Transformer that a module with fields of these names consists of, called `name` in it."""
     return Transformer(
         width=of.width,
         layers=of.layers,
@@ -194,7 +246,7 @@ def stack(of: Any, *, causal: bool) -> Transformer:
         remat=of.remat,
         scan=of.scan,
         precision=of.precision,
-        name="transformer",
+        name=name,
     )
 
 

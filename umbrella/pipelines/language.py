@@ -33,8 +33,13 @@ from umbrella.settings import Count, Fraction, Natural, SettingsError
 from umbrella.transforms import hide, mask_tokens
 
 FITTING = ("l1", "l2", "label_smoothing", "lora", "sam")
-GIVEN = {"gpt": ("words", "length", "apart"), "recurrent_lm": ("words",), "bert": ("words", "length")}
-OF_TASK = {"next": ("gpt", "recurrent_lm"), "masked": ("bert",)}
+GIVEN = {
+    "gpt": ("words", "length", "apart"),
+    "recurrent_lm": ("words",),
+    "bert": ("words", "length"),
+    "cloze": ("words", "length"),
+}
+OF_TASK = {"next": ("gpt", "recurrent_lm"), "masked": ("bert", "cloze")}
 
 
 def build(config: Mapping[str, Any]) -> Experiment:
@@ -89,7 +94,8 @@ def problem(
       length: tokens of a row.
       stride: in evaluation a model that sees so many tokens at most is moved by `stride`, and scores as many; the
         others it sees as context. 0 for half of the length.
-      hidden: the share of tokens that is hidden when the task is "masked".
+      hidden: the share of tokens that is hidden when the task is "masked"; 0 for cloze, which tells every token from
+        the others and never sees it.
       sample: how text is written: see umbrella.pipelines._writing.Writing.
       baselines: names of rivals: kneser_ney_N for an N-gram model with N from 1 to 7.
     """
@@ -108,7 +114,10 @@ def problem(
     given = {"words": found.tokenizer.size, "length": length, "apart": tokenizers.END if packed else -1}
     mine = {k: given[k] for k in GIVEN.get(str(model.get("name")), ())}
     net = models.build(model, only=OF_TASK[task], log=log, **mine)
-    stateful = getattr(net, "stateful", False)
+    stateful, blind = getattr(net, "stateful", False), getattr(net, "blind", False)
+    if task == "masked" and blind != (hidden == 0):
+        what = "needs no token hidden: set it to 0" if blind else "learns from hidden tokens alone: set it above 0"
+        raise SettingsError(f"config.hidden: {hidden:g}: the model {model['name']!r} {what}")
     base = in_characters(measure(accuracy=metrics.accuracy)(supervised(net, losses.cross_entropy)))
     rivals = _ngrams.chosen(baselines, found.tokenizer.size)
 
@@ -133,7 +142,10 @@ def problem(
             return {"nats": losses.cross_entropy(logits_of(resolve, view, rows["x"]), rows["y"])}
 
         def of_hidden(view: View, rows: Batch, key: Array) -> dict[str, Array]:
-            seen, chosen = hide(rows["y"], key, MASK, (MASK + 1, found.tokenizer.size), rate=hidden)
+            if blind:
+                seen, chosen = rows["y"], jnp.ones(rows["y"].shape, bool)
+            else:
+                seen, chosen = hide(rows["y"], key, MASK, (MASK + 1, found.tokenizer.size), rate=hidden)
             nats = losses.cross_entropy(logits_of(resolve, view, seen), rows["y"])
             return {"hidden": chosen, "nats": jnp.where(chosen, nats, jnp.nan)}
 
@@ -233,8 +245,10 @@ def lines_of(text: str) -> list[str]:
 def outer(task: str, stateful: bool, size: int, hidden: float) -> Transform:
     """The task of a batch of tokens and their next ones."""
     parts = []
-    if task == "masked":
+    if task == "masked" and hidden:
         parts.append(mask_tokens(MASK, (MASK + 1, size), rate=hidden))
+    elif task == "masked":
+        parts.append(map_batch(lambda b, key: {**b, "y": b["x"]}, name="every_token", eval=True))
     if stateful:
         parts.append(
             map_batch(lambda b, key: {**b, "x": {"tokens": b["x"], "fresh": b["fresh"]}}, name="fresh", eval=True)
