@@ -2,7 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -101,6 +104,26 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     page = (work / "report.html").read_text()
     for word in ("learning_curve", "capacity_curve", "activations_at_the_end", "What the numbers say"):
         assert word in page
+
+
+@pytest.mark.parametrize("scale", [2.0**15, 2.0**60])
+def test_gradients_of_16_bits_are_read_by_their_loss_scale(scale: float) -> None:
+    """Gradients of about 1e-9 pass through fp16, whose numbers end at 6e-8: without a scale they would be 0. The one
+    that is too large, so that they are infinite, halves until they are not."""
+    told = {}
+    for kind, first in (("f32", 0.0), ("fp16", scale)):
+        with Session(vision(train_for="1 steps", loss_scale=first), None, quiet=True) as session:
+            base = session.experiment.objective
+
+            def apply(params: Any, *rest: Any, base: Any = base, half: bool = kind == "fp16") -> Any:
+                seen = jax.tree.map(lambda v: v.astype(jnp.float16).astype(v.dtype), params) if half else params
+                loss, aux = base.apply(seen, *rest)
+                return 1e-7 * loss, aux
+
+            session.experiment = session.experiment._replace(objective=base._replace(apply=apply))
+            told[kind] = [layer.gradient for layer in diagnose.layers(session)]
+    np.testing.assert_allclose(told["fp16"], told["f32"], rtol=0.02)
+    assert max(told["f32"]) < 2e-8
 
 
 def test_bias_and_variance_add_up(tmp_path: Path) -> None:

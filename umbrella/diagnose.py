@@ -244,15 +244,20 @@ def layers(session: Session, view: View | None = None) -> list[Layer]:
         params, state = jax.device_get(view.lane(0))
     asked = tuple(name.removesuffix("/kernel") for name in order if name.endswith("/kernel"))
 
-    def look(p: Any, s: Any) -> Any:
-        slope, _, _ = grad_of(ex.objective)(p, {}, s, batch, ctx)
+    def look(p: Any, s: Any, scale: jax.Array) -> Any:
+        slope, _, _ = grad_of(ex.objective)(p, {}, s, batch, ctx.replace(scale=scale))
         try:
             features = ex.objective.apply(p, s, batch, ctx.asking(*asked))[1].features
         except ValueError:  # a submodule that is called twice has no one output
             features = {}
         return slope, features
 
-    gradient, features = jax.device_get(jax.jit(look)(params, state))
+    # As large as these gradients let it be: of fp16, without one, the small ones would read 0.
+    run, scale = jax.jit(look), max(1.0, float(ex.settings["loss_scale"]))
+    gradient, features = jax.device_get(run(params, state, np.float32(scale)))
+    while scale > 1 and not all(np.isfinite(g).all() for g in jax.tree.leaves(gradient)):
+        scale = max(1.0, scale / 2)
+        gradient, features = jax.device_get(run(params, state, np.float32(scale)))
     values, slopes = dict(_named(params)), dict(_named(gradient))
     out = []
     for name in order:
