@@ -58,6 +58,7 @@ CLASSIFIERS = {
     "naive_bayes": Rival("naive Bayes", "naive_bayes.GaussianNB", dict(var_smoothing=0.1)),
     "nearest_centroid": Rival("nearest centroid", "neighbors.NearestCentroid", dict(), None, False),
 }
+UNFINISHED = "not converged"
 USUAL = ("majority", "knn", "logistic")  # what config.baselines=True means
 
 
@@ -93,11 +94,31 @@ def on_parts(fit: Callable[[Columns, Columns], Told], train: Source, test: Sourc
     tested = [f"tested on {m:,}"] * (m < whole[1])
 
     def told(name: str) -> str:
-        plain, _, said = name.removesuffix(")").partition(" (")
-        fitted = [] if said.startswith("on ") else [f"on {n:,} rows"] * (n < whole[0])
-        return _noted(plain, fitted + [said] * bool(said) + tested)
+        plain, said = notes_of(name)
+        fitted = [] if any(note.startswith("on ") for note in said) else [f"on {n:,} rows"] * (n < whole[0])
+        return noted(plain, fitted + said + tested)
 
     return {told(name): metrics for name, metrics in fit(columns, rivals).items()}
+
+
+def noted(name: str, notes: list[str]) -> str:
+    """A rival's name with what there is to say of this fit of it: "logistic regression (on 500 rows, not converged)"."""
+    return f"{name} ({', '.join(notes)})" if notes else name
+
+
+def notes_of(name: str) -> tuple[str, list[str]]:
+    """The other way round; brackets of another kind are of the name.
+
+    >>> notes_of("logistic regression (on 20,000 rows, not converged)")
+    ('logistic regression', ['on 20,000 rows', 'not converged'])
+    >>> notes_of("majority class (the first)")
+    ('majority class (the first)', [])
+    """
+    plain, bracket, said = name.removesuffix(")").rpartition(" (")
+    notes = said.split(", ")
+    if bracket and all(note == UNFINISHED or note.startswith(("on ", "tested on ")) for note in notes):
+        return plain, notes
+    return name, []
 
 
 def part(source: Source) -> Columns:
@@ -129,8 +150,8 @@ def classification(train: Columns, test: Columns, scale: float, names: tuple[str
         most = min(len(x), rival.most or len(x))
         few = np.sort(rows[:most])  # all of them in their order, when they are not too many
         fitted, converged = _fit(rival, x[few], y[few])
-        notes = [f"on {most:,} rows"] * (most < len(x)) + ["not converged"] * (not converged)
-        out[_noted(rival.words, notes)] = _scores(fitted, rival, x_test, y_test) | {
+        notes = [f"on {most:,} rows"] * (most < len(x)) + [UNFINISHED] * (not converged)
+        out[noted(rival.words, notes)] = _scores(fitted, rival, x_test, y_test) | {
             "seconds": time.perf_counter() - began
         }
     return out
@@ -261,10 +282,6 @@ def _scores(fitted: Any, rival: Rival, x: np.ndarray, y: np.ndarray) -> dict[str
     true = (p * (fitted.classes_[None] == y[:, None])).sum(1)  # 0 for a class that it was not shown
     loss = -np.log(np.maximum(true, np.finfo(np.float64).eps)).mean()
     return {"accuracy": float(np.mean(fitted.classes_[p.argmax(1)] == y)), "loss": float(loss)}
-
-
-def _noted(name: str, notes: list[str]) -> str:
-    return f"{name} ({', '.join(notes)})" if notes else name
 
 
 def _flat(x: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from umbrella import artifacts, pipelines, report
+from umbrella import artifacts, baselines, pipelines, report
 from umbrella._report.text import direction, num
 from umbrella.artifacts import Table
 from umbrella.experiment import Experiment
@@ -72,7 +72,7 @@ def table(
     folds = _folds(base)
     better = _check(base, changes)
     found: dict[tuple[str, bool], list[Mapping[str, float]]] = {}
-    noted: set[tuple[str, bool]] = set()
+    notes: dict[tuple[str, bool], dict[str, None]] = {}
     summary: dict[str, Any] = {}
     for k in range(folds):
         for model, changed in changes.items():
@@ -84,11 +84,11 @@ def table(
             summary = _trained(made, folder, name)
             for (row, own), metrics in _told(model, summary).items():
                 # What a rival's name says of this fold, such as "(not converged)", does not make another of it.
-                key = (row.split(" (not converged)")[0], own)
-                noted |= {key} if row != key[0] else set()
+                plain_name, said = (row, []) if own else baselines.notes_of(row)
+                key = (plain_name, own)
+                notes.setdefault(key, {}).update(dict.fromkeys(said))
                 found.setdefault(key, []).append(metrics)
-    note = {k: f"{k[0]} (not converged)" if k in noted else k[0] for k in found}
-    rows = [Row(note[row, own], own, _columns(each)) for (row, own), each in found.items()]
+    rows = [Row(baselines.noted(k[0], list(notes[k])), k[1], _columns(each)) for k, each in found.items()]
     sign = direction(better) or 1
     rows.sort(key=lambda row: -sign * float(np.mean(row.metrics.get(better, np.array(-sign * np.inf)))))
     about = {k: summary.get(k) for k in ("device", "versions", "git", "data")} | {"command": command}

@@ -15,7 +15,7 @@ from scipy import sparse
 from scipy.special import logsumexp
 
 from umbrella import scores
-from umbrella.baselines import Told
+from umbrella.baselines import UNFINISHED, Told, noted
 
 Texts = tuple[Sequence[str], np.ndarray]  # texts, labels i32[N]
 # Words of one letter and signs count, too; scikit-learn itself leaves them out.
@@ -206,7 +206,7 @@ def text_classification(train: Texts, test: Texts, names: tuple[str, ...], *, fl
             told["loss"] = _log_loss(found.probabilities, test[1])
         if flag is not None:
             told |= flagging(found.labels == flag, test[1] == flag)
-        out[rival.words + " (not converged)" * (not found.converged)] = told
+        out[noted(rival.words, [UNFINISHED] * (not found.converged))] = told
     return out
 
 
