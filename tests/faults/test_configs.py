@@ -93,6 +93,7 @@ CASES = {
     "cifar_fast.py:cifar10": ("--config.model.widths=(8, 16, 16)", "--config.batch_size=64"),
     "cifar_fast.py:digits": (),
     "cifar_fast.py:mnist": ("--config.model.widths=(8, 16, 16)", "--config.batch_size=64"),
+    "bert.py:cloze": SMALL_TEXT,
     "bert.py:docstrings": SMALL_TEXT,
     "bert.py:shakespeare": SMALL_TEXT,
     "char_lm.py:gpt": SMALL_TEXT,
