@@ -34,6 +34,7 @@ def kernels(*gradients: float) -> list[Layer]:
         ([point(100, 1.0, 0.90), point(200, 1.0, 0.93)], (), ("More data of this kind would help", "It overfits")),
         ([point(100, 0.8, 0.80), point(200, 0.8, 0.80)], (), ("would bring little", "It underfits")),
         ([point(100, 0.93, 0.90), point(200, 0.93, 0.90)], (), ("would bring little", "gap is moderate")),
+        ([point(100, 0.9, 0.80), point(200, 0.9, 0.85, 0.05)], (), ("may be better or worse", "within the spread")),
         ([point(200, 0.93, 0.90)], (), ("0.04, 0.03 is what", "0.01 (25%)")),  # .03 + .01, a quarter
         ([point(200, 0.93, 0.90)], (1e-6, 1e-4, 1e-1), ("At the start the gradient vanishes",)),
         ([point(200, 0.93, 0.90)], (1e2, 1.0, 1e-3), ("At the start the gradient explodes",)),

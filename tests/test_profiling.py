@@ -43,7 +43,7 @@ def test_what_is_no_span(text: str) -> None:
 
 
 def test_a_span_beyond_the_run_is_refused_before_it_trains(tmp_path: Path) -> None:
-    message = "--profile=3:8: 6 steps are to be made"
+    message = "--profile=3:8: only 6 steps are to be made; end at 6"
     with pytest.raises(SettingsError, match=message), runs.Session(images(), tmp_path, profile=Span(3, 8)) as session:
         session.train()
     assert cli.main(["launch.py", "--config=configs/mlp.py", "--profile=3:8", "--mode=diagnose"]) == 2

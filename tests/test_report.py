@@ -104,7 +104,8 @@ def test_a_finished_run_is_all_there(tmp_path):
     found = page(tmp_path)
     words = found.text()
     for expected in (
-        "Training finished after 100 steps; test loss is 2, better than both baselines; the curves have converged.",
+        "Training finished after 100 steps; test loss is 2, better than both baselines; "
+        "validation had levelled off at the end.",
         "1,234,567", "PCA", "run is better", "run is worse", "Reading the curves", "Where the time went", "512 MB",
         "f00d", "python launch.py --config=configs/vae.py", "0.10.2", "abc123", "hidden", "64, 32", "5,000",
     ):  # fmt: skip

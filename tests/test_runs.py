@@ -1,6 +1,8 @@
 """Runs from config to summary: what they leave behind, seeds as one program, exact resume, divergence."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 
 import umbrella as um
+from tests.conftest import ROOT
 from tests.faults import kit
 from tests.faults.kit import lines
 from tests.helpers import bits, gap
@@ -39,7 +42,7 @@ def test_what_a_run_leaves_behind(finished: um.Result) -> None:
     work = finished.workdir
     summary = json.loads((work / "summary.json").read_text())
     assert set(summary) >= SUMMARY
-    assert set(summary["seconds"]) == {"total", "compile", "step", "data_wait", "evaluate", "checkpoint"}
+    assert set(summary["seconds"]) == {"total", "compile", "step", "data_wait", "evaluate", "checkpoint", "earlier"}
     assert set(summary["data"]) == {"name", "source", "fingerprint", "n_train", "n_validation", "n_test", "overlap"}
     assert sum(v for k, v in summary["seconds"].items() if k != "total") <= summary["seconds"]["total"]
     # 64 * 32 weights (no bias before the norm), 32 + 32 of the norm, 32 * 10 + 10 of the head
@@ -212,6 +215,50 @@ def test_the_other_modes(mode: str, tmp_path: Path, capsys: pytest.CaptureFixtur
         made = np.load(tmp_path / "w" / "artifacts" / "predictions.npz")
         assert made["label"].shape == (359,)
         np.testing.assert_allclose(made["probabilities"].sum(-1), 1, atol=1e-5)
+
+
+def test_a_trained_run_is_evaluated_in_another_way_and_goes_on_as_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With an attack that it knew nothing of and a default length of training: its config stays, so the first command
+    finds its run again, and what it trained for counts into the seconds; and it is no place for a diagnosis."""
+    path, work = tmp_path / "small.py", tmp_path / "w"
+    path.write_text(f"def get_config():\n    return {config(train_for='9 steps')!r}\n")
+    args = ["launch.py", f"--config={path}", f"--workdir={work}"]
+    shorter = "--config.train_for=5 steps"
+    assert cli.main([*args, shorter]) == 0
+    before, spent = (work / "config.json").read_bytes(), json.loads((work / "summary.json").read_text())["seconds"]
+    capsys.readouterr()
+    attack = '--config.adversarial={"eps": 0.1, "steps": 2}'
+    attacked = ('--config.evals={"test": (), "attacked": ("adversarial",)}', attack)
+    assert cli.main([*args, "--mode=evaluate", *attacked]) == 0
+    said = capsys.readouterr().out
+    assert "Read " in said and "at step 5" in said and "learning rate" not in said
+    assert (work / "config.json").read_bytes() == before
+    told = json.loads((work / "summary.json").read_text())
+    assert told["metrics"]["attacked"]["accuracy"] <= told["metrics"]["test"]["accuracy"]
+    assert told["step"] == 5 and told["seconds"] == spent
+    for mode in ("diagnose", "table"):
+        assert cli.main([*args, shorter, f"--mode={mode}"]) == 2
+        assert f"holds a run, and --mode={mode} needs a folder of its own" in capsys.readouterr().err
+    assert json.loads((work / "summary.json").read_text()) == told
+    assert cli.main([*args, shorter]) == 0
+    again = json.loads((work / "summary.json").read_text())
+    assert again["step"] == 5 and 0 < again["seconds"]["earlier"] <= spent["total"]
+
+
+def test_a_pipe_that_closes_ends_no_training(tmp_path: Path) -> None:
+    """As by `| head -1`: it trains to the end, and ends as what is killed by SIGPIPE, without a traceback."""
+    path = tmp_path / "small.py"
+    path.write_text(f"def get_config():\n    return {config(train_for='5 steps')!r}\n")
+    command = [sys.executable, "launch.py", f"--config={path}", f"--workdir={tmp_path / 'w'}"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as p:
+        assert p.stdout is not None and p.stderr is not None
+        assert "from scratch" in p.stdout.readline()
+        p.stdout.close()
+        said = p.stderr.read()
+    assert p.returncode == 128 + 13 and "Traceback" not in said
+    assert json.loads((tmp_path / "w" / "summary.json").read_text())["status"] == "finished"
 
 
 def test_a_streamed_set_trains_the_same(finished: um.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,28 @@ def test_a_key_that_the_other_run_did_not_know_of_is_no_other_config(tmp_path: P
     assert claim(tmp_path, "mlp", SETTINGS | {"newer": 2}) == tmp_path
 
 
+def test_what_is_evaluated_with_alone_may_change_and_what_is_trained_with_may_not(tmp_path: Path) -> None:
+    first = SETTINGS | {"techniques": ("sam",), "evals": {"test": ("pgd40",)}, "pgd40": {"steps": 40}}
+    claim(tmp_path, "mlp", first)
+    other = {k: v for k, v in first.items() if k != "pgd40"}
+    claim(tmp_path, "mlp", other | {"evals": {"test": ("pgd20", "sam")}, "pgd20": {"steps": 20}})
+    claim(tmp_path, "mlp", first | {"pgd40": {"steps": 10}})
+    with pytest.raises(SettingsError, match="sam was"):
+        workdir.check_same(tmp_path, first | {"sam": {"rho": 0.1}, "evals": {"test": ("sam",)}})
+
+
+def test_who_only_asks_leaves_the_config_of_the_training(tmp_path: Path) -> None:
+    claim(tmp_path, "mlp", SETTINGS)
+    workdir.claim(tmp_path, "mlp", SETTINGS | {"train_for": "4 epochs"}, trains=False).lock.release()
+    assert json.loads((tmp_path / "config.json").read_text())["train_for"] == "2 epochs"
+
+
+def test_what_differs_most_is_told_first(tmp_path: Path) -> None:
+    claim(tmp_path, "mlp", {"ema": 0.0, "pipeline": "vision", "model": {"name": "mlp"}})
+    with pytest.raises(SettingsError, match=r"\(model.name was 'mlp', is 'vae'; pipeline was .*; ema was 0.0"):
+        claim(tmp_path, "vae", {"ema": 0.9, "pipeline": "generative", "model": {"name": "vae"}})
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

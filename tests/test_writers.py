@@ -155,7 +155,7 @@ def test_tensorboard_starts_no_thread(tmp_path):
 
 def test_without_a_terminal_each_log_is_one_plain_line():
     out = io.StringIO()
-    clock = iter([0.0, 5.0, 7.0]).__next__
+    clock = iter([5.0, 7.0]).__next__
     terminal = Terminal(200, batch_size=32, file=out, clock=clock)
     terminal.write(10, 0.5, "train", {"loss": np.float32(2.5)})
     terminal.write(110, 1.0, "train", {"loss": np.array([1.0, 3.0])})
@@ -175,6 +175,16 @@ class Tty(io.StringIO):
         return True
 
 
+def test_the_speed_is_that_of_the_last_five_stretches():
+    """10 steps a second but in the first of the six, and an evaluation of 5 seconds in one: 50 steps in 10 seconds, so
+    the 10 that are left take 2."""
+    out = io.StringIO()
+    terminal = Terminal(80, file=out, clock=iter([100.0, 190.0, 191.0, 192.0, 198.0, 199.0, 200.0]).__next__)
+    for step in range(10, 80, 10):
+        terminal.write(step, 1.0, "train", {"loss": 1.0})
+    assert out.getvalue().splitlines()[-1].endswith("5.0 steps/s  0:00:02 left")
+
+
 @pytest.mark.parametrize("no_color", [True, False])
 def test_on_a_terminal_a_bar_and_the_evaluations(monkeypatch, no_color):
     import re
@@ -185,7 +195,7 @@ def test_on_a_terminal_a_bar_and_the_evaluations(monkeypatch, no_color):
     if no_color:
         monkeypatch.setenv("NO_COLOR", "1")
     out = Tty()
-    terminal = Terminal(100, batch_size=10, file=out, clock=iter([0.0, 1.0, 2.0]).__next__, hide=("[red]kl",))
+    terminal = Terminal(100, batch_size=10, file=out, clock=iter([1.0, 2.0]).__next__, hide=("[red]kl",))
     terminal.write(10, 0.1, "train", {"loss": 2.0, "[red]kl": 1.0})
     terminal.write(20, 0.2, "train", {"loss": 1.5})
     terminal.write(20, 0.2, "validation", {"loss": 1.75})

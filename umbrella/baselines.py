@@ -102,7 +102,7 @@ def on_parts(fit: Callable[[Columns, Columns], Told], train: Source, test: Sourc
 
 
 def noted(name: str, notes: list[str]) -> str:
-    """A rival's name with what there is to say of this fit of it: "logistic regression (on 500 rows, not converged)"."""
+    """A rival's name with what there is to say of its fit: "logistic regression (on 500 rows, not converged)"."""
     return f"{name} ({', '.join(notes)})" if notes else name
 
 

@@ -7,6 +7,7 @@ interrupted after saving; 1 a fault of ours, with a traceback, or a resume that 
 
 import contextlib
 import importlib.util
+import os
 import signal
 import sys
 import threading
@@ -84,6 +85,9 @@ def main(argv: Sequence[str]) -> int:
         status = _main(argv)
     except SettingsError as error:
         status = _fail(str(error), 2)
+    except BrokenPipeError:  # of `| head`, which has heard enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        status = 128 + 13
     except KeyboardInterrupt:
         status = _fail("interrupted at once; what was saved before stands", 130)
     except SystemExit as error:  # by a signal outside of the loop
@@ -125,12 +129,7 @@ def _alone(error: Exception) -> int:
     from umbrella import distributed
 
     if distributed.is_loss(error):
-        said = " ".join(str(error).split())[:300]
-        return _fail(
-            "another process of this run was lost. Start all of them again with the same command, and they go on from "
-            f"the last checkpoint. What was heard of it: {said}",
-            5,
-        )
+        return _fail(distributed.lost(" ".join(str(error).split())[:300]), 5)
     traceback.print_exception(error)
     return 1
 
@@ -147,7 +146,7 @@ def _main(argv: Sequence[str]) -> int:
     if given.runs:
         raise SettingsError(f"{given.runs[0]!r} is no flag; write --config={given.runs[0]} or --config.KEY=VALUE")
     if not given.config:
-        raise SettingsError("--config: missing; try python launch.py --config=configs/vae.py")
+        raise SettingsError("--config: missing; try python launch.py --config=configs/vae.py, or --help")
     config = load_config(given.config, overrides)
     if given.mode not in MODES:
         raise SettingsError(f"--mode: no mode {given.mode!r}{settings.near(given.mode, MODES)}")
@@ -158,7 +157,7 @@ def _main(argv: Sequence[str]) -> int:
     if given.coordinator:
         _join(given)
     elif given.processes is not None or given.process is not None:
-        raise SettingsError("--processes, --process: of how many processes, and who is the first? Give --coordinator")
+        raise SettingsError("--processes, --process: where is the first of them? Give --coordinator=HOST:PORT, too")
     if given.preflight:
         return _preflight(given, config)
     if given.mode == "diagnose":
@@ -199,9 +198,11 @@ def _run(given: Given, config: dict[str, Any], command: str) -> int:
 
     environment.prepare()
     name = _name(given.config)
+    if given.process is not None and given.processes:
+        command += f"   # and the same with every other --process, 0 to {given.processes - 1}"
     try:
         how: dict[str, Any] = {"init_from": given.init_from or None, "name": name, "command": command}
-        how["profile"] = Span.parse(given.profile) if given.profile else None
+        how |= {"profile": Span.parse(given.profile) if given.profile else None, "trains": given.mode == "train"}
         with _termination(), _quiet(), Session(config, given.workdir or None, **how) as session:
             if given.mode != "train":
                 return _later(given, session)
@@ -210,10 +211,15 @@ def _run(given: Given, config: dict[str, Any], command: str) -> int:
         return _fail(str(error), 3)
     except Diverged as error:
         return _fail(f"diverged: {error}. The last good state is kept; try a lower learning rate or clip", 4)
+    interrupted = result.summary["status"] == "interrupted"
     if distributed.is_first():
-        print(_table(result.summary))
+        if interrupted:
+            step, total = result.summary["step"], result.experiment.durations.total
+            print(f"Interrupted and saved at step {step:,} of {total:,}: the same command with this workdir goes on.")
+        else:
+            print(_table(result.summary))
         print(f"report: {result.workdir / 'report.html'}")
-    return 128 + result.summary["signal"] if result.summary["status"] == "interrupted" else 0
+    return 128 + result.summary["signal"] if interrupted else 0
 
 
 @contextlib.contextmanager
@@ -424,7 +430,7 @@ def load_config(spec: str, overrides: Sequence[tuple[str, str]] = ()) -> dict[st
     except SettingsError:
         raise
     except Exception as error:
-        raise SettingsError(f"--config={spec}: {_where(error, path)}") from None
+        raise SettingsError(f"--config={spec}: {_where(error, path).removeprefix(f'{spec}: ')}") from None
     finally:
         sys.dont_write_bytecode = writes
     config = plain(made)
@@ -453,18 +459,18 @@ def _table(summary: dict[str, Any]) -> str:
     """The final metrics, a line each, baselines beside."""
     from umbrella._report.tables import took
 
-    lines = []
-    for name, metrics in summary["metrics"].items():
-        if name == "train_eval":
-            continue
+    lines: list[str] = []
+    shown = {name: metrics for name, metrics in summary["metrics"].items() if name != "train_eval"}
+    wide = max([16, *(len(metric) for metrics in shown.values() for metric in metrics)])
+    for name, metrics in shown.items():
         for metric, value in metrics.items():
             rivals = [f"{b} {v[metric]:.4g}" for b, v in summary["baselines"].items() if name == "test" and metric in v]
             beside = f"   ({'; '.join(rivals)})" if rivals else ""
-            lines.append(f"  {name:<12} {metric:<16} {_value(value)}{beside}")
+            lines.append(f"  {name:<12} {metric:<{wide}} {_value(value)}{beside}")
     own, seconds = took(summary)
     if lines and seconds:
         beside = "; ".join(f"{b} {v:.2g}" for b, v in seconds.items())
-        lines.append(f"  {'':<12} {'seconds':<16} {own:.2f}   ({beside})")
+        lines.append(f"  {'':<12} {'seconds':<{wide}} {own:.2f}   ({beside})")
     return "\n".join(lines)
 
 
@@ -490,8 +496,8 @@ def _quoted(word: str) -> str:
 def _fail(message: str, status: int) -> int:
     who = "launch.py"
     if _joined():
-        import jax
+        from umbrella import distributed
 
-        who += f" (process {jax.process_index()} of {jax.process_count()})"
+        who += f" ({distributed.which()})"
     print(f"{who}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status

@@ -9,7 +9,7 @@ seeds on bootstrap samples of their own, and looks at training and validation ro
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -26,14 +26,19 @@ from umbrella.pipelines._standard import select
 from umbrella.runs import EVAL_KEY, Session
 from umbrella.scores import interval
 from umbrella.settings import SettingsError, duration
-from umbrella.workdir import plain, write_json
+from umbrella.workdir import check_no_run, plain, write_json
 
 SHARES = (0.1, 0.2, 0.5, 1.0)
 FACTORS = (0.25, 0.5, 1.0, 2.0)  # of the widths of the model
 WIDTHS = ("hidden", "widths", "width")  # the settings of a model that say how wide it is
 SEEDS = 5
-BINS = 60
+Step = Literal["better", "worse", "same", "unclear"]
+UNCLEAR = "may be better or worse, which these seeds cannot tell"
+LITTLE, AS_GOOD = "would bring little", "would do as well"
+BETTER: dict[Step, str] = {"better": "would help", "unclear": UNCLEAR, "worse": LITTLE, "same": LITTLE}
+AS_WELL: dict[Step, str] = {"worse": "would be worse", "unclear": UNCLEAR, "better": AS_GOOD, "same": AS_GOOD}
 MOST = 2000  # rows that bias and variance are measured on
+BINS = 60
 SPARED = {  # what decides nothing here, and takes time; test is not looked at
     "evals": {},
     "baselines": False,
@@ -101,6 +106,7 @@ def diagnose(
     base |= SPARED
     base["seeds"] = max(SEEDS, int(base.get("seeds", 1)))
     work = Path(workdir)
+    check_no_run(work, "diagnose")
 
     shares = _sound(base, shares)
 
@@ -288,31 +294,29 @@ def in_words(metric: str, points: list[Point], sizes: list[Point], start: list[L
     """What the numbers say, by these rules and nothing else.
 
     More data helps when validation was better on all rows than on the share before by more than both 95 % intervals
-    together; a larger model likewise, and a smaller one does as well when it is not worse by so much. The gap between
-    training and validation counts as large above half of what validation itself leaves to be had (for an accuracy,
-    1 - it), as small below a fifth. A gradient vanishes or explodes when those of the kernels differ by more than a
+    together; a larger model likewise, and a smaller one does as well when it is not worse by so much. A difference
+    within them that is more than a fifth of what validation leaves to be had (for an accuracy, 1 - it) cannot be told
+    from chance by these seeds. The gap between training and validation counts as large above half of what is left so,
+    as small below a fifth. A gradient vanishes or explodes when those of the kernels differ by more than a
     thousand times between layers, the signal when the outputs of layers do.
     """
     way, last = direction(metric) or -1, points[-1]
     v, t = _mean(last.validation)[0], _mean(last.train)[0]
     out = []
     if len(points) > 1:
-        told, more = _step(metric, "rows", points[-2].rows, points[-2], last.rows, last)
-        verdict = "would help" if more > 0 else "would bring little"
-        out.append(f"More data of this kind {verdict}: {told}.")
+        told, verdict = _step(metric, "rows", points[-2].rows, points[-2], last.rows, last)
+        out.append(f"More data of this kind {BETTER[verdict]}: {told}.")
     own = next((i for i, p in enumerate(sizes) if p.width == 1), 0)
     if own + 1 < len(sizes):
         there = sizes[own + 1]
-        told, more = _step(metric, "parameters", last.parameters, last, there.parameters, there)
-        verdict = "would help" if more > 0 else "would bring little"
-        out.append(f"A larger model {verdict}: {told}.")
+        told, verdict = _step(metric, "parameters", last.parameters, last, there.parameters, there)
+        out.append(f"A larger model {BETTER[verdict]}: {told}.")
     if own > 0:
         there = sizes[own - 1]
-        told, more = _step(metric, "parameters", last.parameters, last, there.parameters, there)
-        verdict = "would be worse" if more < 0 else "would do as well"
-        out.append(f"A smaller one {verdict}: {told}.")
+        told, verdict = _step(metric, "parameters", last.parameters, last, there.parameters, there)
+        out.append(f"A smaller one {AS_WELL[verdict]}: {told}.")
     gap = way * (t - v)
-    left = 1 - v if way > 0 and 0 <= v <= 1 else abs(v)
+    left = _left(metric, v)
     share = gap / left if left > 0 else 0.0
     if share > 0.5:
         out.append(
@@ -357,13 +361,21 @@ def in_words(metric: str, points: list[Point], sizes: list[Point], start: list[L
     return out
 
 
-def _step(metric: str, unit: str, a: int, before: Point, b: int, after: Point) -> tuple[str, int]:
-    """(what happened to validation, 1 for the better, -1 for the worse, 0 for within both 95 % intervals together)."""
+def _step(metric: str, unit: str, a: int, before: Point, b: int, after: Point) -> tuple[str, Step]:
+    """(what happened to validation, what that says)."""
     (u, du), (v, dv) = _mean(before.validation), _mean(after.validation)
     gain = (direction(metric) or -1) * (v - u)
     sure = abs(gain) > du + dv
     told = f"from {a:,} to {b:,} {unit} validation {metric} went from {num(u)} to {num(v)}"
-    return f"{told}, {'more than' if sure else 'within'} the spread between seeds", int(np.sign(gain)) if sure else 0
+    told = f"{told}, {'more than' if sure else 'within'} the spread between seeds"
+    if sure:
+        return told, "better" if gain > 0 else "worse"
+    return told, "unclear" if abs(gain) > 0.2 * _left(metric, u) else "same"
+
+
+def _left(metric: str, value: float) -> float:
+    """What there is to be had beyond it."""
+    return 1 - value if (direction(metric) or -1) > 0 and 0 <= value <= 1 else abs(value)
 
 
 def _mean(values: np.ndarray) -> tuple[float, float]:

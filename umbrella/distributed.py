@@ -11,10 +11,11 @@ import itertools
 import json
 import os
 import re
+import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,11 +23,15 @@ import numpy as np
 
 from umbrella.settings import SettingsError
 
-HEARTBEAT = 30  # seconds without a sign of life after which JAX ends the others, if nothing else has by then
+HEARTBEAT = 50  # seconds without a sign of life after which JAX ends the others, if nothing else has by then
+# For so many seconds one that watches waits for the others. JAX, which hears of each twice in HEARTBEAT, is later.
+WATCH = 15
+ROUND = 2.0  # seconds between two rounds of those that watch
 POLL = 1.0  # seconds, about, between two questions whether one is to stop
 FAREWELL_MS = 5_000
 PATIENCE_MS = 24 * 3600 * 1000  # for one that still works, and shows by its heartbeat that it lives
 _meetings = itertools.count()
+_watches = itertools.count()
 _stopping = threading.Event()
 _LOSS = (
     r"Gloo \w+ failed|NCCL.*(?:remote|abort|timed? ?out)|Connection (?:reset|closed)|[Hh]eartbeat|[Cc]oordination"
@@ -75,8 +80,17 @@ def start(
     who = "" if process is None else f" (process {process} of {processes})"
 
     def give_up() -> None:
+        hint = ""
+        if process:  # the first itself waits for the others
+            try:
+                socket.getaddrinfo(coordinator.rpartition(":")[0].strip("[]"), None)
+                hint = "; is that the address of process 0, and can it be reached from here?"
+            except OSError:
+                hint = "; there is no host of that name"
         print(
-            f"launch.py{who}: {said}: not all processes came within {patience:g} seconds", file=sys.stderr, flush=True
+            f"launch.py{who}: {said}: not all processes came within {patience:g} seconds{hint}",
+            file=sys.stderr,
+            flush=True,
         )
         os._exit(2)
 
@@ -261,6 +275,57 @@ def leave(status: int) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def lost(heard: str = "") -> str:
+    """What is said where another process is gone."""
+    return (
+        "another process of this run was lost. Start all of them again with the same command, and they go on from the "
+        "last checkpoint." + f" What was heard of it: {heard}" * bool(heard)
+    )
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """While it is open, this process ends soon after another one is gone, with a line and status 5, wherever it waits:
+    where its next sum or its share of a checkpoint would be noticed by JAX alone, which aborts. For every process.
+
+    Each waits for the others every few seconds, by JAX's coordination service and in a thread of its own. So nothing
+    may hold Python's lock for as long as WATCH meanwhile; training does not, what trains a tokenizer may. A process 0
+    that is gone takes that service with it: JAX aborts the others then.
+    """
+    if not several():
+        yield
+        return
+    from orbax.checkpoint import multihost
+
+    wait, key, over = multihost.get_barrier_sync_fn(), f"umbrella/watch/{next(_watches)}", threading.Event()
+
+    def run() -> None:
+        while True:
+            try:
+                wait(key=key, timeout_ms=1000 * WATCH)
+            except Exception:
+                if over.is_set():
+                    return
+                print(f"launch.py ({which()}): {lost()}", file=sys.stderr, flush=True)
+                if is_first():  # the others notice within a round, unless it is gone by then
+                    time.sleep(2 * ROUND)
+                os._exit(5)
+            if over.wait(ROUND):
+                return
+
+    threading.Thread(target=run, name="watch", daemon=True).start()
+    try:
+        yield
+        meet()  # what one of them no longer waits for the others do not wait for, either
+    finally:
+        over.set()
+
+
+def which() -> str:
+    """ "process 0 of 2"."""
+    return f"process {jax.process_index()} of {jax.process_count()}"
 
 
 def meet() -> None:

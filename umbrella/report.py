@@ -21,7 +21,7 @@ from umbrella._report.files import Tracks, load, mean, over
 from umbrella._report.files import tracks as read_tracks
 from umbrella._report.reading import Curve, Reading, read_curves
 from umbrella._report.tables import headline, mapping, results, times, tree
-from umbrella._report.text import cell, direction, duration, num, plain, share
+from umbrella._report.text import as_float, cell, direction, duration, num, plain, share
 
 __all__ = ["Curve", "Reading", "main", "read_curves", "render", "write"]
 
@@ -42,7 +42,7 @@ _PHRASE = {
     "overfitting": "the curves show overfitting",
     "unstable": "the curves show an unstable end",
     "still improving": "validation was still improving at the end",
-    "converged": "the curves have converged",
+    "converged": "validation had levelled off at the end",
 }
 
 
@@ -137,6 +137,7 @@ def _contents(workdir: Path) -> dict[str, Any]:
                 f"{num(summary.get('peak_rss_mb'), 3)} MB" if "peak_rss_mb" in summary else "–",
             ),
             ("Compilations", num(summary.get("compile_count"))),
+            *_earlier(summary),
         ],
         "machine": [(k, plain(v)) for k, v in device.items()],
         "versions": [(k, plain(v)) for k, v in mapping(summary.get("versions")).items()],
@@ -308,6 +309,11 @@ def _ends(s: charts.Series, way: int) -> dict[str, str]:
         at = int(np.nanargmin(np.where(np.isfinite(s.y), s.y, np.nan) * -way))
         best = f"{num(s.y[at])} at step {num(s.x[at])}"
     return {"split": s.name, "first": num(s.y[0]), "best": best, "last": num(s.y[-1])}
+
+
+def _earlier(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    seconds = as_float(mapping(summary.get("seconds")).get("earlier"))
+    return [("Before it was resumed", f"{num(seconds, 3)} s")] if seconds > 0 else []
 
 
 def _command(value: Any) -> str:

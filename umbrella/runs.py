@@ -43,7 +43,7 @@ from umbrella.lock import STALE, Lock
 from umbrella.loop import Cadence, Compiled, Diverged, Feed, Hooks, Outcome, Window, compile_step, fit, steps_per_call
 from umbrella.objective import Ctx, View
 from umbrella.settings import SettingsError, near
-from umbrella.starting import check_kept, graft, scratch, seeds_of
+from umbrella.starting import brief, check_kept, graft, scratch, seeds_of
 from umbrella.step import Side, program
 from umbrella.train_state import TrainState, parameter_count
 from umbrella.workdir import Claim, claim, config_hash, jsonable, plain, write_json
@@ -107,6 +107,7 @@ class Session:
         command: str | None = None,
         quiet: bool = False,
         profile: profiling.Span | None = None,
+        trains: bool = True,
     ):
         self.began = time.perf_counter()
         self.meter = environment.CompileMeter()
@@ -115,6 +116,7 @@ class Session:
         self.command = command
         self.quiet = quiet or not distributed.is_first()
         self.profile = profile
+        self.trains = trains  # else what is in the workdir is asked, and its config stays
         self.init_from = None if init_from is None else Path(init_from)
         if self.init_from is not None and not (self.init_from / "checkpoints").is_dir():
             raise SettingsError(f"--init_from={init_from}: no checkpoints there; give the workdir of a run")
@@ -152,6 +154,7 @@ class Session:
             raise
         self.history: list[dict[str, Any]] = []
         self.results: dict[str, dict[str, Any]] = {}
+        self._earlier = 0.0  # seconds of the processes that trained what this one goes on from
         self.started_at = 0  # the step from which `train` went on
         self.rollbacks: list[dict[str, int]] = []  # {"step": that was not finite, "to": whose state it went on from}
         self._rolled_back_in_a_row = 0  # without a checkpoint in between
@@ -180,7 +183,7 @@ class Session:
         def take() -> str:
             # What restarts processes whose host was lost does so before the lock of the lost one is stale.
             patience = STALE + 15 if distributed.several() else 0.0
-            held.append(claim(workdir, self.name, told.settings, patience=patience, say=self._say))
+            held.append(claim(workdir, self.name, told.settings, trains=self.trains, patience=patience, say=self._say))
             return str(held[0].path)
 
         path = Path(distributed.told_by_first(take, raises=(SettingsError,)))
@@ -225,7 +228,8 @@ class Session:
         step = self.compile(ts, resident, cadence)
         if self.profile is not None and self.profile.stop > total - start:
             raise SettingsError(
-                f"--profile={self.profile.start}:{self.profile.stop}: {total - start:,} steps are to be made; say fewer"
+                f"--profile={self.profile.start}:{self.profile.stop}: only {total - start:,} steps are to be made; end "
+                f"at {total - start} or before"
             )
         halting = "bad_step" in ts.opt_state.get("guard", {})
         hooks = Hooks(self.on_log, self.on_evaluate, self.on_save)
@@ -277,7 +281,7 @@ class Session:
         hooks: Hooks,
         halting: bool,
     ) -> Outcome:
-        with contextlib.closing(self._slots(start, total)) as slots:
+        with distributed.watched(), contextlib.closing(self._slots(start, total)) as slots:
             return fit(
                 ts,
                 *step,
@@ -330,7 +334,11 @@ class Session:
             logging.exception("--profile")
             self._say(f"Note: --profile: there is a trace but no table of it: {type(error).__name__}: {error}")
             return
-        self._say("\n".join((made.caption, *("  ".join(f"{v:>9}" for v in row) for row in made.rows))))
+        if max(self._trace.calls) > 1:
+            self._say(f"Calls of {max(self._trace.calls)} steps are traced whole.")
+        self._say(
+            "\n".join((made.caption, *("  ".join(f"{v:>12}" for v in row) for row in (made.columns, *made.rows))))
+        )
         self._say(f"The trace, for TensorBoard or Perfetto, is in {self._trace.folder}.")
 
     @property
@@ -343,18 +351,22 @@ class Session:
         try:
             found = self.checkpoints.restore(template)
         except Mismatch as error:
-            raise SettingsError(f"--workdir={self.workdir}: its checkpoint is of another program: {error}") from None
+            what = f"its checkpoint is of another program: {brief(error)}"
+            raise SettingsError(f"--workdir={self.workdir}: {what}") from None
         if found is not None:
             ts, meta = self.place.state(found[0]), found[1]
             check_kept(self.experiment.kept, meta.get("kept", {}), self.workdir)
+            if say:  # else it is this process's own
+                self._earlier = float(meta.get("seconds", 0.0))
             self.rollbacks = self.rollbacks or list(meta.get("rollbacks", []))
             if self._patience and meta.get("best"):
                 self._best = (float(meta["best"][0]), int(meta["best"][1]))
             step = _at(ts)
-            self._say(f"Resuming {self.workdir} at step {step}.", say)
+            what = "Resuming {} at step {}." if self.trains else "Read {} as it was at step {}."
+            self._say(what.format(self.workdir, step), say)
             before, now = meta["config"].get("train_for"), self.experiment.run.train_for
             schedule = self.experiment.settings["optimizer"]["schedule"]
-            if before != now and schedule != "constant":
+            if self.trains and before != now and schedule != "constant":
                 self._say(
                     f"Note: train_for was {before!r}, is {now!r}; the {schedule} schedule is now that of the whole, "
                     "so the learning rate goes on from another value than it had.",
@@ -523,6 +535,7 @@ class Session:
             "rollbacks": self.rollbacks,
             "validation": self.summarised().get("validation") if self._validated == step else None,
             "best": self._best,
+            "seconds": self._earlier + time.perf_counter() - self.began,
             "kept": self.experiment.kept,
         }
         before = self.meter.seconds
@@ -678,7 +691,12 @@ class Session:
             start=start,
             metrics=self.summarised(),
             baselines=rivals,
-            seconds={**seconds, "compile": self.meter.seconds, "total": time.perf_counter() - self.began},
+            seconds={
+                **seconds,
+                "compile": self.meter.seconds,
+                "total": time.perf_counter() - self.began,
+                "earlier": self._earlier,
+            },
             config_name=self.name,
             workdir=str(self.workdir),
             command=self.command,
@@ -706,7 +724,8 @@ class Session:
     def _say(self, text: str, say: bool = True) -> None:
         logging.info("%s", text)
         if say and not self.quiet:
-            print(text, flush=True)
+            with contextlib.suppress(BrokenPipeError):  # who read what it says has gone; the training is not for that
+                print(text, flush=True)
 
 
 def _at(ts: TrainState) -> int:

@@ -55,8 +55,8 @@ def graft(ex: Experiment, ts: TrainState, other: Path, say: Callable[[str], None
         if added:
             say(f"Not in {other}, so made anew: {', '.join(added)}.")
     except Mismatch as error:
-        hint = "; what is not to be taken over is named by config.fresh, such as --config.fresh=model/head"
-        raise SettingsError(f"--init_from={other}: {error}{hint}") from None
+        hint = "is it a run of this model? What is not to be taken over config.fresh names: --config.fresh=model/head"
+        raise SettingsError(f"--init_from={other}: {brief(error)}; {hint}") from None
     except NothingVerified as error:
         raise SettingsError(f"--init_from={other}: {error}") from None
     ts = ts.replace(params=found.params, state=found.state)
@@ -64,6 +64,12 @@ def graft(ex: Experiment, ts: TrainState, other: Path, say: Callable[[str], None
         ema = View({k: ts.params[k] for k in ts.ema.params}, {k: ts.state[k] for k in ts.ema.state})
         ts = ts.replace(ema=ema)
     return jax.tree.map(jax.numpy.copy, ts)
+
+
+def brief(error: Mismatch) -> str:
+    """The first differences, in one line."""
+    first, *lines = (line.strip() for line in str(error).splitlines())
+    return f"{first} {'; '.join(lines[:3])}" + "; and others" * (len(lines) > 3)
 
 
 def fresh_paths(fresh: tuple[str, ...], ts: TrainState) -> list[str]:

@@ -13,7 +13,7 @@ from umbrella.experiment import Experiment
 from umbrella.settings import SettingsError
 from umbrella.workdir import summarise
 
-SECONDS = ("total", "compile", "step", "data_wait", "evaluate", "checkpoint")
+SECONDS = ("total", "compile", "step", "data_wait", "evaluate", "checkpoint", "earlier")
 
 
 def metrics_of(ex: Experiment, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def summary_of(
       trained_to: the last step, later than the result's where patience ended.
       start: the step from which this process went on.
       metrics, baselines: of every split, the run's and its rivals'.
-      seconds: by what they were spent on.
+      seconds: by what they were spent on; "earlier" those of the processes that it goes on from.
       told: what else is to stand there.
     """
     made = (trained_to - start) * ex.run.batch_size * ex.run.seeds

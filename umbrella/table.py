@@ -23,7 +23,7 @@ from umbrella.experiment import Experiment
 from umbrella.runs import Session
 from umbrella.scores import interval
 from umbrella.settings import SettingsError
-from umbrella.workdir import plain, write_json
+from umbrella.workdir import check_no_run, plain, write_json
 
 HIDDEN = ("seconds",)  # shown last
 
@@ -68,6 +68,7 @@ def table(
       Diverged, CheckpointError: as a run does.
     """
     base, work = plain(config), Path(workdir)
+    check_no_run(work, "table")
     changes = _changes(base)
     folds = _folds(base)
     better = _check(base, changes)

@@ -33,6 +33,9 @@ EXTENSIBLE = (  # what may change when a run is continued: how long, how often, 
 )
 
 
+FIRST = ("pipeline", "data", "model")  # what is told first of two configs that differ
+
+
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:
     """A dict of dicts, tuples and scalars from a ConfigDict or a dict; shares nothing with it."""
     config = config.to_dict() if hasattr(config, "to_dict") else config
@@ -62,12 +65,14 @@ def claim(
     name: str,
     settings: Mapping[str, Any],
     *,
+    trains: bool = True,
     patience: float = 0.0,
     say: Callable[[str], None] = print,
 ) -> Claim:
     """The workdir, made and writable, locked, with the resolved config in it. Before anything compiles.
 
     Args:
+      trains: else the config in it, if there is one, stays as it is: that of the training.
       patience: seconds for which to try again while another process holds it: one on a host that was lost does for two
         minutes more.
       say: takes the line that says so.
@@ -99,7 +104,8 @@ def claim(
                 time.sleep(1)
         if before.exists():
             _same(json.loads(before.read_text()), settings, given)
-        write_json(before, settings)
+        if trains or not before.exists():
+            write_json(before, settings)
     except BaseException as error:
         if lock is not None:
             lock.release()
@@ -111,6 +117,15 @@ def claim(
             raise SettingsError(f"{given}: its config.json is damaged; give another workdir") from None
         raise
     return Claim(path, lock, is_new)
+
+
+def check_no_run(workdir: Path, mode: str) -> None:
+    """Raises SettingsError where the folder is that of a run: what `mode` has to say would replace its report."""
+    if (workdir / "checkpoints").is_dir():
+        raise SettingsError(
+            f"--workdir={workdir}: holds a run, and --mode={mode} needs a folder of its own; give another, or leave "
+            "--workdir out"
+        )
 
 
 def check_same(workdir: Path, settings: Mapping[str, Any]) -> None:
@@ -125,12 +140,21 @@ def check_same(workdir: Path, settings: Mapping[str, Any]) -> None:
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], given: str) -> None:
     old, new = flatten(before), flatten(now)
+    may = {*EXTENSIBLE, *_evaluated(before), *_evaluated(now)}
     # A key that the other run did not know of came with a later version, whose default is what that run did.
-    changed = sorted(k for k in old if k.split(".")[0] not in EXTENSIBLE and old[k] != new.get(k))
+    changed = [k for k in old if k.split(".")[0] not in may and old[k] != new.get(k)]
+    changed.sort(key=lambda k: (k.split(".")[0] not in FIRST, k))
     if changed:
         told = "; ".join(f"{k} was {old[k]!r}, is {new.get(k, 'absent')!r}" for k in changed[:5])
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise SettingsError(f"{given}: holds a run of another config ({told}{more}); give another workdir")
+
+
+def _evaluated(config: Mapping[str, Any]) -> set[str]:
+    """The sections of techniques that are evaluated with and not trained with."""
+    evals = config.get("evals")
+    named = {name for names in evals.values() for name in names} if isinstance(evals, Mapping) else set()
+    return named - {*config.get("techniques", ())}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

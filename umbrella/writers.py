@@ -4,6 +4,7 @@ A writer is anything with `write` and `close`. `Writers` fans out to several and
 cannot be written is a pity, a training run that dies of it is a loss.
 """
 
+import collections
 import contextlib
 import json
 import logging
@@ -18,6 +19,8 @@ from typing import IO, Any, Protocol
 import numpy as np
 
 Metrics = Mapping[str, Any]  # name -> float, numpy or device scalar, or array [K], one value per seed
+
+STRETCHES = 5  # between so many logs the speed is told
 
 _log = logging.getLogger(__name__)
 
@@ -164,8 +167,9 @@ class Terminal:
         self._total, self._batch, self._hide, self._clock = total_steps, batch_size, frozenset(hide), clock
         self._file = file or sys.stdout
         # The first stretch holds the compilation, so the rate counts from the first log on.
-        self._step, self._since, self._rate = start_step, clock(), 0.0
-        self._seen = False
+        # By the mean of the last stretches with their evaluations and checkpoints: those to come will take as long, and
+        # logs are read late where calls run ahead of the device.
+        self._logs: collections.deque[tuple[int, float]] = collections.deque(maxlen=STRETCHES + 1)
         self._bar: Any = None
         if self._file.isatty() and os.environ.get("TERM") != "dumb":
             self._bar = _bar(self._file, total_steps, start_step)
@@ -177,9 +181,8 @@ class Terminal:
         shown = {k: v for k, v in metrics.items() if k not in self._hide or (k == "skipped" and np.any(v))}
         values = "  ".join(f"{name} {_short(value)}" for name, value in shown.items())
         if self._bar is None or split != "train":
-            self._print(
-                f"step {step:>{len(str(self._total))}}/{self._total}  epoch {epoch:6.2f}  {split:<10}  {values}"
-            )
+            line = f"step {step:>{len(str(self._total))}}/{self._total}  epoch {epoch:6.2f}  {split:<10}  {values}"
+            self._print(line, step)
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=step, speed=self._speed(), left=self._left(step))
             if split == "train":
@@ -194,17 +197,23 @@ class Terminal:
 
     def _measure(self, step: int) -> None:
         now = self._clock()
-        if self._seen and now - self._since < 0.2:
-            return  # two logs that were read together say nothing of the speed
-        if self._seen and step > self._step and now > self._since:
-            self._rate = (step - self._step) / (now - self._since)
-        self._step, self._since, self._seen = step, now, True
+        # Two logs that were read together say nothing of the speed.
+        if not self._logs or now - self._logs[-1][1] >= 0.2:
+            self._logs.append((step, now))
 
-    def _print(self, line: str) -> None:
+    @property
+    def _rate(self) -> float:
+        """Steps a second; 0 when it is not known yet."""
+        if len(self._logs) < 2:
+            return 0.0
+        (first, since), (last, until) = self._logs[0], self._logs[-1]
+        return max(0.0, (last - first) / (until - since))
+
+    def _print(self, line: str, step: int) -> None:
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
             return
-        extra = "  ".join(text for text in (self._speed(), self._left(self._step)) if text)
+        extra = "  ".join(text for text in (self._speed(), self._left(step)) if text)
         print(f"{line}  {extra}".rstrip(), file=self._file, flush=True)
 
     def _speed(self) -> str:

@@ -32,6 +32,7 @@ SHAPES = {"airbench94": (32, 32, 3), "cifar10": (32, 32, 3), "mnist": (28, 28, 1
 SHAPES |= dict.fromkeys(ROWS, (28, 28, 1))
 # A pass of a convolutional network over 10,000 images takes half a minute: these get a few rows of noise of that shape.
 STAND_INS = (
+    "vae.py",
     "row_mnist.py",
     "adversarial.py",
     "certified.py",
@@ -66,7 +67,13 @@ SMALL_GAN = (
     "--config.judge.train_for=2 steps",
 )
 RUNNING = ("bert.py", "char_lm.py", "text_gan.py")  # language models: of a small file, and by a small network
-SMALL_TEXT = ("--config.length=32", "--config.batch_size=4", "--config.model.width=16", "--config.model.heads=2")
+SMALL_TEXT = (
+    "--config.length=32",
+    "--config.batch_size=4",
+    "--config.model.width=16",
+    "--config.model.heads=2",
+    "--config.model.layers=1",
+)
 SMALL_SERIES = ("--config.data.days=300", "--config.model={'name': 'series_linear'}", "--config.data.tickers=2")
 SMALL_PAIRS = ("--config.tokens=char", "--config.vocabulary=0", "--config.beam.width=2")
 SMALL_TEXT_GAN = (
@@ -141,7 +148,12 @@ CASES = {
     "translate.py:multi30k": (*SMALL_PAIRS, "--config.model.width=16", "--config.model.layers=1"),
     "translate.py:numbers": ("--config.data.rows=200", *SMALL_PAIRS, "--config.model.hidden=8"),
     "translate.py:pairs": ("--config.data.held_out=16", *SMALL_PAIRS, "--config.model.hidden=8"),
-    "translate.py:transformer": ("--config.data.rows=200", *SMALL_PAIRS, "--config.model.width=16"),
+    "translate.py:transformer": (
+        "--config.data.rows=200",
+        *SMALL_PAIRS,
+        "--config.model.width=16",
+        "--config.model.layers=1",
+    ),
     "text_gan.py:docstrings": SMALL_TEXT_GAN,
     "text_gan.py:shakespeare": SMALL_TEXT_GAN,
     "vit.py:digits": ("--config.model.width=8", "--config.model.layers=1"),

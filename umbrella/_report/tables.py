@@ -60,10 +60,14 @@ def results(summary: Mapping[str, Any]) -> tuple[list[str], list[Result]]:
 
 
 def took(summary: Mapping[str, Any]) -> tuple[float, dict[str, float]]:
-    """(seconds of the run without its baselines, those of each baseline that says how long it took)."""
+    """(seconds of the run without its baselines, and with those before it was resumed; those of each baseline that says
+    how long it took)."""
     told = {k: as_float(mapping(v).get("seconds")) for k, v in mapping(summary.get("baselines")).items()}
     told = {k: v for k, v in told.items() if math.isfinite(v)}
-    return max(0.0, as_float(mapping(summary.get("seconds")).get("total")) - sum(told.values())), told
+    seconds = mapping(summary.get("seconds"))
+    earlier = as_float(seconds.get("earlier"))
+    total = as_float(seconds.get("total")) + (earlier if math.isfinite(earlier) else 0.0)
+    return max(0.0, total - sum(told.values())), told
 
 
 def headline(rows: list[Result]) -> Result | None:
