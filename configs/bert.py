@@ -2,18 +2,21 @@
 
     python launch.py --config=configs/bert.py             sentences of docstrings, which need no download
     python launch.py --config=configs/bert.py:shakespeare --config.data.path=FILE.txt
+    python launch.py --config=configs/bert.py:cloze       hides nothing: every token from the others of its row
 
 It reads characters; --config.tokens=bpe --config.vocabulary=2000 reads byte pairs. A classifier that goes on from it is
 in docs/howto/texts.md. On test: the loss of a random 15 % of the tokens, hidden together; and, one token hidden at a
 time at 20,000 places, "one_hidden_loss" and "one_hidden_accuracy", beside n-grams that see both sides by Bayes' rule.
 
-Measured on two cores of an AMD EPYC, beside other work, on tiny shakespeare, --config.train_for="12 epochs", 1 seed:
+Measured on two cores of an AMD EPYC, beside other work, on tiny shakespeare, 1 seed, one hidden character at a time:
 
-    one hidden character at a time    20 minutes    accuracy 0.793, loss 0.718
-    n-grams by Kneser-Ney of 5                      0.847, 0.536
-    n-grams of 6                                    0.854, 0.511
+    bert, --config.train_for="12 epochs"    20 minutes    accuracy 0.793, loss 0.718
+    cloze, 6 epochs                         20 minutes    accuracy 0.880, loss 0.460
+    n-grams by Kneser-Ney of 5                            0.847, 0.536
+    n-grams of 6                                          0.854, 0.511
 
-So the n-grams are better on a text of this size; the loss on validation was still falling.
+On a text of this size the masked model, which learns from 15 % of the characters, is behind the n-grams, and its loss
+on validation was still falling. That of cloze, which learns from all of them, had levelled off by the end.
 """
 
 from ml_collections import ConfigDict

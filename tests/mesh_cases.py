@@ -276,20 +276,20 @@ def fixed_sums_are_equal_on_any_devices(folder: Path) -> None:
     of["text"] = text(folder, reduction="fixed")
     for name, config in of.items():
         found = {}
-        for n in (1, 2, 4, 8) if name == "images" else (1, 2, 8):
+        for n in (1, 2, 4, 8) if name == "images" else (1, 8):
             with mock.patch.object(jax, "device_count", lambda n=n: n):
                 run = trained(config, folder / f"{name}-{n}")
             assert run.ts.step.sharding.num_devices == n
             found[n] = checkpoint.digests(run.ts)
         assert all(of == found[1] for of in found.values()), name
-        with mock.patch.object(jax, "device_count", lambda: 2), runs.Session(config, folder / name, quiet=True) as s:
-            s.train(until=3)
-        assert checkpoint.digests(trained(config, folder / name).ts) == found[1], name
-        fast = trained({**config, "reduction": "fast", "techniques": ()}, folder / f"{name}-fast")
-        assert checkpoint.digests(fast.ts) != found[1]
+        if name == "images":
+            with mock.patch.object(jax, "device_count", lambda: 2), runs.Session(config, folder / "w", quiet=True) as s:
+                s.train(until=3)
+            assert checkpoint.digests(trained(config, folder / "w").ts) == found[1]
     plain = images(model={**net, "dropout": 0.0}, batch_size=80)
     fixed = trained({**plain, "reduction": "fixed"}, folder / "fixed")
-    assert far(fixed, trained(plain, folder / "plain")) < 1e-5
+    fast = trained(plain, folder / "plain")
+    assert far(fixed, fast) < 1e-5 and checkpoint.digests(fixed.ts) != checkpoint.digests(fast.ts)
 
 
 CASES: dict[str, Callable[[Path], None]] = {

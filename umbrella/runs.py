@@ -261,6 +261,7 @@ class Session:
             ts = self._back_to_best(ts)
         if ended is None:
             clock, before = time.perf_counter(), self.meter.seconds
+            self._say("Trained. Now what is evaluated once, and what there is to show.")
             self.evaluate_all(ts)
             self.review(ts)
             spent["evaluate"] += time.perf_counter() - clock - (self.meter.seconds - before)
