@@ -1,5 +1,6 @@
 """What a trained model says of rows: of the test split, of a file of the user's, of a whole set. Floor 4."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,11 @@ def predictions(ex: Experiment, views: View, key: jax.Array, folder: Path) -> Pa
     return folder / "predictions.npz"
 
 
-def of_file(ex: Experiment, view: View, trained_on: str, path: Path, folder: Path) -> Path:
+def of_file(ex: Experiment, view: View, trained_on: Callable[[], str], path: Path, folder: Path) -> Path:
     """What is said of every line of a text file that is not blank, as answers.csv in the folder.
 
     Args:
-      trained_on: the fingerprint of the data that the model has seen.
+      trained_on: tells the fingerprint of the data that the model has seen.
 
     Raises:
       SettingsError: the pipeline reads no lines, the file has none, or the data have changed.
@@ -66,7 +67,7 @@ def of_file(ex: Experiment, view: View, trained_on: str, path: Path, folder: Pat
     return artifacts.save_table(folder / "answers.csv", ex.reader(view, lines))
 
 
-def cleaned(ex: Experiment, view: View, trained_on: str, folder: Path) -> cleaning.Cleaned:
+def cleaned(ex: Experiment, view: View, trained_on: Callable[[], str], folder: Path) -> cleaning.Cleaned:
     """Every row of the set scored, and told apart: see `umbrella.cleaning`. Arguments and errors as above."""
     if ex.scorer is None:
         raise SettingsError(
@@ -80,9 +81,9 @@ def cleaned(ex: Experiment, view: View, trained_on: str, folder: Path) -> cleani
     return made
 
 
-def _check_data(ex: Experiment, trained_on: str, mode: str) -> None:
+def _check_data(ex: Experiment, trained_on: Callable[[], str], mode: str) -> None:
     """Raises SettingsError where the set is another than the one that was trained on."""
-    if trained_on != ex.dataset.fingerprint:
+    if trained_on() != ex.dataset.fingerprint:
         raise SettingsError(
             f"{mode}: {ex.dataset.name} is not what it was when this run was trained on it; train on it in another "
             "workdir"

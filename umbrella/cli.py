@@ -8,6 +8,7 @@ interrupted after saving; 1 a fault of ours, with a traceback, or a resume that 
 import contextlib
 import importlib.util
 import os
+import select
 import signal
 import sys
 import threading
@@ -83,11 +84,11 @@ def main(argv: Sequence[str]) -> int:
     """Runs one command; returns the exit status."""
     try:
         status = _main(argv)
+        sys.stdout.flush()
     except SettingsError as error:
         status = _fail(str(error), 2)
-    except BrokenPipeError:  # of `| head`, which has heard enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        status = 128 + 13
+    except BrokenPipeError as error:
+        status = 128 + signal.SIGPIPE if _unread() else _alone(error)
     except KeyboardInterrupt:
         status = _fail("interrupted at once; what was saved before stands", 130)
     except SystemExit as error:  # by a signal outside of the loop
@@ -97,6 +98,22 @@ def main(argv: Sequence[str]) -> int:
     except Exception as error:
         status = _alone(error)
     return _left(status)
+
+
+def _unread() -> bool:
+    """Whether standard output is a pipe whose reader has gone, as of `| head`; then what is to come is dropped."""
+    poll = select.poll()
+    poll.register(1, 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    return True
+
+
+def _tell(line: str) -> None:
+    """Progress, which ends no training where nobody reads it any more."""
+    with contextlib.suppress(BrokenPipeError):
+        print(line, flush=True)
 
 
 def _joined() -> bool:
@@ -244,7 +261,7 @@ def _verify(given: Given, config: dict[str, Any]) -> int:
     if given.workdir or given.mode != "train":
         raise SettingsError("--verify_resume: trains in folders of its own; leave --workdir and --mode out")
     print("Three processes train a little; the second is killed.", flush=True)
-    verdict = verify.resume(config, init_from=given.init_from or None, say=lambda line: print(line, flush=True))
+    verdict = verify.resume(config, init_from=given.init_from or None, say=_tell)
     print(verify.told(verdict))
     return 0 if verdict.exact else 1
 
@@ -296,7 +313,7 @@ def _diagnose(given: Given, config: dict[str, Any]) -> int:
     environment.prepare()
     name = _name(given.config)
     work = given.workdir or f"runs/{name}-diagnosis"
-    made = diagnose.diagnose(config, work, name=name, say=lambda line: print(line, flush=True))
+    made = diagnose.diagnose(config, work, name=name, say=_tell)
     print("\n".join(made.words))
     print(f"report: {made.workdir / 'report.html'}")
     return 0
@@ -314,7 +331,7 @@ def _all_in_one(given: Given, config: dict[str, Any], command: str) -> int:
     work = given.workdir or f"runs/{name}-table"
     try:
         with _termination(), _quiet():
-            made = table.table(config, work, name=name, command=command, say=lambda line: print(line, flush=True))
+            made = table.table(config, work, name=name, command=command, say=_tell)
     except CheckpointError as error:
         return _fail(str(error), 3)
     except Diverged as error:
@@ -499,5 +516,6 @@ def _fail(message: str, status: int) -> int:
         from umbrella import distributed
 
         who += f" ({distributed.which()})"
-    print(f"{who}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    with contextlib.suppress(BrokenPipeError):
+        print(f"{who}: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status

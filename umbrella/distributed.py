@@ -270,8 +270,8 @@ def leave(status: int) -> int:
 
     with contextlib.suppress(Exception):  # where all leave for the same reason, each is to have the time to say it
         multihost.get_barrier_sync_fn()(key="umbrella/leave", timeout_ms=FAREWELL_MS)
-        if is_first():  # it has what the others notice to be gone, and would be ended by
-            time.sleep(0.5)
+        if is_first():  # it has what the others notice by that one is gone, and would be ended by
+            time.sleep(WATCH + ROUND if status == 5 else 0.5)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -286,41 +286,81 @@ def lost(heard: str = "") -> str:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[None]:
+def watched(give_up: Callable[[], None] = lambda: None) -> Iterator[None]:
     """While it is open, this process ends soon after another one is gone, with a line and status 5, wherever it waits:
     where its next sum or its share of a checkpoint would be noticed by JAX alone, which aborts. For every process.
 
     Each waits for the others every few seconds, by JAX's coordination service and in a thread of its own. So nothing
     may hold Python's lock for as long as WATCH meanwhile; training does not, what trains a tokenizer may. A process 0
     that is gone takes that service with it: JAX aborts the others then.
+
+    Args:
+      give_up: is called before the process ends so; nothing else is cleaned up.
     """
     if not several():
         yield
         return
-    from orbax.checkpoint import multihost
-
-    wait, key, over = multihost.get_barrier_sync_fn(), f"umbrella/watch/{next(_watches)}", threading.Event()
-
-    def run() -> None:
-        while True:
-            try:
-                wait(key=key, timeout_ms=1000 * WATCH)
-            except Exception:
-                if over.is_set():
-                    return
-                print(f"launch.py ({which()}): {lost()}", file=sys.stderr, flush=True)
-                if is_first():  # the others notice within a round, unless it is gone by then
-                    time.sleep(2 * ROUND)
-                os._exit(5)
-            if over.wait(ROUND):
-                return
-
-    threading.Thread(target=run, name="watch", daemon=True).start()
+    watch = _Watch(give_up)
     try:
         yield
-        meet()  # what one of them no longer waits for the others do not wait for, either
+        meet()
+        watch.end()
     finally:
-        over.set()
+        watch.over = True
+
+
+class _Watch:
+    """The thread of `watched`: rounds, each of which begins when every process is there."""
+
+    def __init__(self, give_up: Callable[[], None]):
+        from orbax.checkpoint import multihost
+
+        self.over = False  # what is heard from now on is told by who ended it
+        self._give_up, self._turn = give_up, threading.Condition()
+        self._rounds, self._ending = 0, False
+        self._last: int | None = None  # round
+        self._wait, self._key = multihost.get_barrier_sync_fn(), f"umbrella/watch/{next(_watches)}"
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Ends it after the same round everywhere, so that none is left waiting. For every process, at once."""
+        with self._turn:
+            self._ending = True
+            self._turn.notify()
+            rounds = self._rounds
+        last = most(rounds)
+        with self._turn:
+            self._last = last
+            self._turn.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._may_go_on():
+            try:
+                self._wait(key=self._key, timeout_ms=1000 * WATCH)
+            except Exception:
+                if not self.over:
+                    self._leave()
+                return
+
+    def _may_go_on(self) -> bool:
+        with self._turn:
+            if self._rounds:
+                self._turn.wait_for(lambda: self._ending, timeout=ROUND)
+            self._turn.wait_for(lambda: not self._ending or self._last is not None)
+            if self.over or (self._last is not None and self._rounds >= self._last):
+                return False
+            self._rounds += 1
+            return True
+
+    def _leave(self) -> None:
+        print(f"launch.py ({which()}): {lost()}", file=sys.stderr, flush=True)
+        with contextlib.suppress(Exception):
+            self._give_up()
+        if is_first():  # the others notice within a round, unless it is gone by then
+            time.sleep(2 * ROUND)
+        os._exit(5)
 
 
 def which() -> str:

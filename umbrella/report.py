@@ -103,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _contents(workdir: Path) -> dict[str, Any]:
     """Everything that the template shows."""
     summary = mapping(load(workdir / "summary.json"))
-    config = mapping(load(workdir / "config.json"))
+    # What it was evaluated with may be later than the training.
+    config = {**mapping(load(workdir / "config.json")), **mapping(summary.get("evaluated_with"))}
     tracks = read_tracks(workdir / "metrics.jsonl")
     rivals, rows = results(summary)
     read_metric, reading, source = _reading(tracks, _hardened(config))

@@ -46,7 +46,7 @@ from umbrella.settings import SettingsError, near
 from umbrella.starting import brief, check_kept, graft, scratch, seeds_of
 from umbrella.step import Side, program
 from umbrella.train_state import TrainState, parameter_count
-from umbrella.workdir import Claim, claim, config_hash, jsonable, plain, write_json
+from umbrella.workdir import Claim, claim, config_hash, evaluated_with, jsonable, plain, write_json
 from umbrella.writers import JsonlWriter, TensorBoardWriter, Terminal, Writers
 
 HIDDEN = ("objective", "grad_norm", "skipped")  # from the terminal; the files have them
@@ -227,10 +227,9 @@ class Session:
             total = start
         step = self.compile(ts, resident, cadence)
         if self.profile is not None and self.profile.stop > total - start:
-            raise SettingsError(
-                f"--profile={self.profile.start}:{self.profile.stop}: only {total - start:,} steps are to be made; end "
-                f"at {total - start} or before"
-            )
+            hint = f"end at {total - start} or before" if total - start > 1 else "train for longer"
+            span = f"--profile={self.profile.start}:{self.profile.stop}"
+            raise SettingsError(f"{span}: only {total - start:,} steps are to be made; {hint}")
         halting = "bad_step" in ts.opt_state.get("guard", {})
         hooks = Hooks(self.on_log, self.on_evaluate, self.on_save)
         spent = dict.fromkeys(("compile", "total", "step", "data_wait", "evaluate", "checkpoint"), 0.0)
@@ -282,7 +281,9 @@ class Session:
         hooks: Hooks,
         halting: bool,
     ) -> Outcome:
-        with distributed.watched(), contextlib.closing(self._slots(start, total)) as slots:
+        # The export of a trace may hold Python's lock for longer than others wait for a sign of life.
+        watched = contextlib.nullcontext() if self._trace else distributed.watched(self._give_up)
+        with watched, contextlib.closing(self._slots(start, total)) as slots:
             return fit(
                 ts,
                 *step,
@@ -300,6 +301,11 @@ class Session:
                 watch=self._trace,
                 ask=distributed.Poll() if distributed.several() else None,
             )
+
+    def _give_up(self) -> None:
+        """What is left to do where a process ends at once."""
+        if self._lock is not None:
+            self._lock.release()
 
     def put_slot(self, slot: Any, steps: int) -> Any:
         """A slot of the stream to the devices: the `put=` of `umbrella.loop.fit`."""
@@ -650,7 +656,6 @@ class Session:
     def _artifacts(self) -> Path:
         return self.workdir / "artifacts"
 
-    @property
     def _trained_on(self) -> str:
         """The fingerprint of the data that the run in this workdir saw."""
         return str(summary.read(self.workdir)["data"]["fingerprint"])
@@ -716,6 +721,7 @@ class Session:
         def make() -> dict[str, Any]:
             told = summary.read(self.workdir)
             told["metrics"] |= self.summarised()
+            told["evaluated_with"] = evaluated_with(self.experiment.settings)
             write_json(self.workdir / "summary.json", told)
             report.write(self.workdir)
             return told

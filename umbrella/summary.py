@@ -11,7 +11,7 @@ from umbrella import environment
 from umbrella.data import overlap
 from umbrella.experiment import Experiment
 from umbrella.settings import SettingsError
-from umbrella.workdir import summarise
+from umbrella.workdir import evaluated_with, summarise
 
 SECONDS = ("total", "compile", "step", "data_wait", "evaluate", "checkpoint", "earlier")
 
@@ -53,6 +53,7 @@ def summary_of(
         "epochs": step * ex.run.batch_size / ex.durations.n_train,
         "seeds": ex.run.seeds,
         "metrics": metrics,
+        "evaluated_with": evaluated_with(ex.settings),
         "baselines": baselines,
         "better": ex.better,
         "examples_per_second": made / seconds["step"] if seconds["step"] > 0 else 0.0,

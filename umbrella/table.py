@@ -17,13 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from umbrella import artifacts, baselines, pipelines, report
+from umbrella._report.tables import took
 from umbrella._report.text import direction, num
 from umbrella.artifacts import Table
 from umbrella.experiment import Experiment
 from umbrella.runs import Session
 from umbrella.scores import interval
 from umbrella.settings import SettingsError
-from umbrella.workdir import check_no_run, plain, write_json
+from umbrella.workdir import check_no_run, evaluated_with, plain, write_json
 
 HIDDEN = ("seconds",)  # shown last
 
@@ -100,7 +101,7 @@ def _told(model: str, summary: Mapping[str, Any]) -> dict[tuple[str, bool], dict
     """(name, whether it is a model) -> metrics on test, of a run and of its rivals; seconds are each one's own."""
     rivals = summary["baselines"]
     own = {metric: _mean(v) for metric, v in summary["metrics"]["test"].items()}
-    own["seconds"] = summary["seconds"]["total"] - sum(_mean(v.get("seconds", 0)) for v in rivals.values())
+    own["seconds"] = took(summary)[0]
     return {(model, True): own} | {(rival, False): dict(metrics) for rival, metrics in rivals.items()}
 
 
@@ -146,7 +147,9 @@ def _trained(config: dict[str, Any], folder: Path, name: str | None) -> dict[str
             found = json.loads((folder / "summary.json").read_text())
         except (OSError, json.JSONDecodeError):
             found = {}
-        if found.get("status") == "finished" and found.get("step") == session.experiment.durations.total:
+        ex = session.experiment
+        whole = found.get("status") == "finished" and found.get("step") == ex.durations.total
+        if whole and found.get("evaluated_with") == evaluated_with(ex.settings):
             return dict(found)
         result = session.train()
     if result.summary["status"] != "finished":

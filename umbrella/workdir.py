@@ -150,6 +150,11 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any], given: str) -> None
         raise SettingsError(f"{given}: holds a run of another config ({told}{more}); give another workdir")
 
 
+def evaluated_with(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The evaluations of a config and the sections that are about them alone."""
+    return jsonable({k: config[k] for k in ("evals", *sorted(_evaluated(config))) if k in config})
+
+
 def _evaluated(config: Mapping[str, Any]) -> set[str]:
     """The sections of techniques that are evaluated with and not trained with."""
     evals = config.get("evals")
