@@ -159,7 +159,7 @@ def _evaluated(config: Mapping[str, Any]) -> set[str]:
     """The sections of techniques that are evaluated with and not trained with."""
     evals = config.get("evals")
     named = {name for names in evals.values() for name in names} if isinstance(evals, Mapping) else set()
-    return named - {*config.get("techniques", ())}
+    return named - {*(config.get("techniques") or ())}
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
