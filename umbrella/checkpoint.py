@@ -161,6 +161,8 @@ class Checkpoints:
         """
         self.wait()
         wanted = _leaves(template)
+        if step is None and distributed.is_first():
+            self._steps()  # says what a kill left behind, before anything is trained
         found = _chosen(self.directory, step, wanted, on_corrupt=self._set_aside)
         if found is not None:
             self._own = {found[0]}

@@ -20,18 +20,14 @@ from umbrella.settings import Count, Fraction, Natural
 Array = jax.Array
 
 
-class GPT(nn.Module):
-    """The next token from those before it, by a causal Transformer. i32[B, T] -> f32[B, T, V].
+class Stacked(nn.Module):
+    """What language models that are stacks of blocks have in common.
 
     Attributes:
       words: V, size of the vocabulary.
       length: positions it sees at most.
-      apart: the token that stands before each of several texts in a row, none of which sees another; -1: a row is one
-        text. What is decoded is one text: it begins with that token.
       width, layers, heads, hidden, positions, dropout, activation, remat, scan, precision: see Transformer.
       tied: the output's weights are the embedding's (Press and Wolf 2017).
-
-    Source: Radford et al. 2019, with pre-norm blocks.
     """
 
     words: Count
@@ -47,6 +43,19 @@ class GPT(nn.Module):
     remat: Remat = False
     scan: bool = False
     precision: Precision = "f32"
+
+
+class GPT(Stacked):
+    """The next token from those before it, by a causal Transformer. i32[B, T] -> f32[B, T, V].
+
+    Attributes:
+      apart: the token that stands before each of several texts in a row, none of which sees another; -1: a row is one
+        text. What is decoded is one text: it begins with that token.
+      All others: see Stacked.
+
+    Source: Radford et al. 2019, with pre-norm blocks.
+    """
+
     apart: int = -1
 
     @nn.compact
@@ -58,31 +67,15 @@ class GPT(nn.Module):
         return _head(self, h, embedding)
 
 
-class BERT(nn.Module):
+class BERT(Stacked):
     """Which token stands at every position, from all that can be seen on both sides. i32[B, T] -> f32[B, T, V].
 
     Token 0 is padding, which nothing looks at.
 
-    Attributes:
-      words, length, width, layers, heads, hidden, positions, dropout, activation, tied, remat, scan, precision: see
-        GPT.
+    Attributes: see Stacked.
 
     Source: Devlin et al. 2019, its masked language model; pre-norm, and without segments, whose task is gone.
     """
-
-    words: Count
-    length: Count
-    width: Count = 128
-    layers: Count = 4
-    heads: Count = 4
-    hidden: Natural = 0
-    positions: Positions = "learned"
-    dropout: Fraction = 0.0
-    activation: Activation = "gelu"
-    tied: bool = True
-    remat: Remat = False
-    scan: bool = False
-    precision: Precision = "f32"
 
     @nn.compact
     def __call__(self, x: Any, *, train: bool) -> Array:
@@ -93,7 +86,7 @@ class BERT(nn.Module):
         return MaskedHead(self.words, self.activation, name="head")(h, table)
 
 
-class Cloze(nn.Module):
+class Cloze(Stacked):
     """Which token stands at every position, from all others of its row and never from itself: one causal Transformer
     reads what stands before it, another what stands after it, from the end. i32[B, T] -> f32[B, T, V].
 
@@ -101,27 +94,11 @@ class Cloze(nn.Module):
     what it learns from is what it will see. It has two stacks to compute for that, and the two sides meet only at the
     end.
 
-    Attributes:
-      words, length, width, layers, heads, hidden, positions, dropout, activation, tied, remat, scan, precision: see
-        GPT; of each of the two stacks.
+    Attributes: see Stacked; of each of the two stacks.
 
     Source: Baevski et al. 2019, the two towers and their loss. Deviation: a perceptron puts the sides together, where
     the paper has attention over all states of both.
     """
-
-    words: Count
-    length: Count
-    width: Count = 128
-    layers: Count = 4
-    heads: Count = 4
-    hidden: Natural = 0
-    positions: Positions = "learned"
-    dropout: Fraction = 0.0
-    activation: Activation = "gelu"
-    tied: bool = True
-    remat: Remat = False
-    scan: bool = False
-    precision: Precision = "f32"
 
     blind: ClassVar[bool] = True  # to the token that it tells
 
