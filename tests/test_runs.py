@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -247,6 +248,24 @@ def test_a_trained_run_is_evaluated_in_another_way_and_goes_on_as_it_was(
     assert cli.main([*args, shorter]) == 0
     again = json.loads((work / "summary.json").read_text())
     assert again["step"] == 5 and 0 < again["seconds"]["earlier"] <= spent["total"]
+
+
+def test_an_evaluation_that_a_signal_left_out_is_made_up_at_the_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes while steps 16 to 20 are one call, where an evaluation is due: it saves and ends."""
+    how = config(train_for="40 steps", log_every="5 steps", eval_every="20 steps", steps_per_call=5)
+    with monkeypatch.context() as patch:
+        kit.during(patch, "on_log", lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 10 else None)
+        stopped = um.run(how, workdir=tmp_path / "w", quiet=True)
+    assert (stopped.summary["status"], stopped.summary["step"]) == ("interrupted", 20)
+    assert not [line for line in lines(tmp_path / "w") if line["split"] == "validation"]
+    um.run(how, workdir=tmp_path / "w", quiet=True)
+    um.run(how, workdir=tmp_path / "whole", quiet=True)
+    ours, theirs = (
+        [(x["step"], x["loss"]) for x in lines(tmp_path / w) if x["split"] == "validation"] for w in ("w", "whole")
+    )
+    assert ours == theirs and [step for step, _ in ours] == [20, 40]
 
 
 def test_a_pipe_that_closes_ends_no_training(tmp_path: Path) -> None:

@@ -154,6 +154,7 @@ class Session:
             raise
         self.history: list[dict[str, Any]] = []
         self.results: dict[str, dict[str, Any]] = {}
+        self._evaluated = True  # whether what is gone on from was evaluated, where its step is one of those that are
         self._earlier = 0.0  # seconds of the processes that trained what this one goes on from
         self.started_at = 0  # the step from which `train` went on
         self.rollbacks: list[dict[str, int]] = []  # {"step": that was not finite, "to": whose state it went on from}
@@ -223,6 +224,8 @@ class Session:
         self.open_writers(start, total)
 
         self._check_keep_best(ts)
+        if 0 < start < total and cadence.evaluate and start % cadence.evaluate == 0 and not self._evaluated:
+            self.on_evaluate(start, ts)  # for which a signal left no time
         if self._lost_patience(start):  # when it was stopped, and is now resumed
             total = start
         step = self.compile(ts, resident, cadence)
@@ -363,6 +366,7 @@ class Session:
         if found is not None:
             ts, meta = self.place.state(found[0]), found[1]
             check_kept(self.experiment.kept, meta.get("kept", {}), self.workdir)
+            self._evaluated = bool(meta.get("evaluated", True))
             if say:  # else it is this process's own
                 self._earlier = float(meta.get("seconds", 0.0))
             self.rollbacks = self.rollbacks or list(meta.get("rollbacks", []))
@@ -542,6 +546,7 @@ class Session:
             "rollbacks": self.rollbacks,
             "validation": self.summarised().get("validation") if self._validated == step else None,
             "best": self._best,
+            "evaluated": self._validated == step,
             "seconds": self._earlier + time.perf_counter() - self.began,
             "kept": self.experiment.kept,
         }
