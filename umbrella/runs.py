@@ -224,19 +224,21 @@ class Session:
         self.open_writers(start, total)
 
         self._check_keep_best(ts)
+        step = self.compile(ts, resident, cadence)
+        spent = dict.fromkeys(("compile", "total", "step", "data_wait", "evaluate", "checkpoint"), 0.0)
+        before, at = self.meter.seconds, start
         if 0 < start < total and cadence.evaluate and start % cadence.evaluate == 0 and not self._evaluated:
+            clock = time.perf_counter()
             self.on_evaluate(start, ts)  # for which a signal left no time
+            spent["evaluate"] += time.perf_counter() - clock
         if self._lost_patience(start):  # when it was stopped, and is now resumed
             total = start
-        step = self.compile(ts, resident, cadence)
         if self.profile is not None and self.profile.stop > total - start:
             hint = f"end at {total - start} or before" if total - start > 1 else "train for longer"
             span = f"--profile={self.profile.start}:{self.profile.stop}"
             raise SettingsError(f"{span}: only {total - start:,} steps are to be made; {hint}")
         halting = "bad_step" in ts.opt_state.get("guard", {})
         hooks = Hooks(self.on_log, self.on_evaluate, self.on_save)
-        spent = dict.fromkeys(("compile", "total", "step", "data_wait", "evaluate", "checkpoint"), 0.0)
-        before, at = self.meter.seconds, start
         while True:
             try:
                 outcome = self._fit(ts, step, resident, at, total, cadence, hooks, halting)
